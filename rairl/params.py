@@ -1,0 +1,236 @@
+"""The typed view of params.yaml: an unknown key, a wrong type or a contradiction is an error that names the key.
+
+Imports only the standard library, yaml and pydantic, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rairl.errors import RairlError
+
+Granularity = Literal["sparse", "step", "interval", "dense"]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: strict types, no unknown keys, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ArithmeticDataset(Section):
+    """The built-in benchmark of generated word problems with an exact step oracle."""
+
+    name: Literal["arithmetic"]
+    demos: PositiveInt = Field(description="problems with an expert trace")
+    prompts: PositiveInt = Field(description="problems without traces, for the policy loop")
+    dev: PositiveInt = Field(description="held-out problems with expert traces; every choice is made on them")
+    test: PositiveInt = Field(description="held-out problems for the reported numbers")
+    ood: PositiveInt = Field(description="problems in each out-of-distribution split")
+
+
+class LoggedDataset(Section):
+    """Expert traces plus logged traces of other models: the reward is learned offline, no policy is in the loop."""
+
+    name: Literal["gsm8k-logged"]
+    demos: str = Field(description="GSM8K training file, or the hub id openai/gsm8k")
+    revision: str | None = Field(description="pinned revision when `demos` is a hub id")
+    logged: str = Field(description="file of model solutions, several per question, correctness known")
+    labelled: str | None = Field(description="file with human first-error labels (ProcessBench format), or null")
+    dev: PositiveInt = Field(description="expert traces kept out of training; every choice is made on them")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="share of the logged questions kept for reranking; their traces are never negatives"
+    )
+    max_demos: PositiveInt | None = Field(description="use at most this many expert traces; null for all")
+
+
+class FileDataset(Section):
+    """A user's own files in the trace format."""
+
+    name: Literal["file"]
+    demos: str = Field(description="expert traces")
+    prompts: str = Field(description="problems for the policy loop; `gold` is needed only by the outcome baseline")
+    dev: str = Field(description="held-out expert traces")
+    test: str = Field(description="held-out problems with `gold`")
+
+
+class BaseParams(Section):
+    """Where the base model comes from."""
+
+    source: str = Field(description="'builtin', a local folder, or a hub id")
+    revision: str | None = Field(description="pinned commit of a hub id; required for one")
+    hidden_size: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    vocab_size: Annotated[int, Field(ge=300)]
+    corpus: PositiveInt = Field(description="solutions in the pre-training corpus of the built-in model")
+    epochs: PositiveInt = Field(description="passes over that corpus")
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BaseParams:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("base.hidden_size must be a multiple of 2 * base.heads (rotary halves of equal size)")
+        return self
+
+
+class SftParams(Section):
+    """Supervised fine-tuning on the demonstrations, stopped early on dev."""
+
+    epochs: PositiveInt
+    patience: PositiveInt = Field(description="epochs without a better dev loss before stopping")
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+
+
+class PolicyParams(Section):
+    """The policy loop; the grpo and rairl stages share it and differ in the reward alone."""
+
+    iterations: PositiveInt
+    prompts_per_iteration: PositiveInt
+    group_size: Annotated[int, Field(ge=2)] = Field(description="samples per prompt; advantages are relative to them")
+    max_new_tokens: PositiveInt
+    temperature: PositiveFloat
+    learning_rate: PositiveFloat
+    warmup_iterations: NonNegativeInt = Field(description="learning rate rises linearly; a fresh Adam takes full-size steps")
+    kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards the SFT policy")
+    advantage_floor: PositiveFloat = Field(description="advantages are divided by max(group std, this)")
+    checkpoint_every: PositiveInt = Field(description="iterations between resumable checkpoints")
+
+
+class RewardParams(Section):
+    """The reward model (discriminator) and its training."""
+
+    backbone: Literal["base", "sft"] = Field(description="which model's body the reward starts from")
+    head: Literal["surprisal", "linear"] = Field(
+        description="'surprisal' also sees the backbone's token log-probabilities; 'linear' loads in plain transformers"
+    )
+    train_backbone: bool = Field(description="false: only the head learns")
+    granularity: Granularity = Field(description="where the logit is trained and read")
+    interval: PositiveInt = Field(description="tokens between reads, for granularity 'interval'")
+    credit: Literal["trace", "step"] = Field(
+        description="'trace': last read as one advantage for all tokens; 'step': each step's own return-to-go"
+    )
+    learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    warmup_updates: NonNegativeInt = Field(description="reward updates before the policy starts to move")
+    updates_per_iteration: NonNegativeInt
+    demos_per_update: PositiveInt
+    perturbations: NonNegativeInt = Field(description="verified corruptions per expert trace in an update")
+    replay_size: NonNegativeInt = Field(description="past rollouts kept as negatives")
+    register_every: PositiveInt = Field(description="iterations between registered reward checkpoints")
+
+
+class SampleParams(Section):
+    """Candidates drawn from each policy for evaluation."""
+
+    n: Annotated[int, Field(ge=2)]
+    temperature: PositiveFloat
+
+
+class RerankParams(Section):
+    """Reranking of sampled answers."""
+
+    n: Annotated[int, Field(ge=2)] = Field(description="the N of the headline best-of-N; at most sample.n")
+
+
+class ReportParams(Section):
+    """Statistics of the report."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples over prompts behind every interval")
+
+
+class TrackingParams(Section):
+    """MLflow names; the address comes from MLFLOW_TRACKING_URI, else a sqlite file here."""
+
+    experiment: Annotated[str, Field(min_length=1)]
+    registered_model: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """Everything in params.yaml."""
+
+    seed: NonNegativeInt
+    dataset: Annotated[ArithmeticDataset | LoggedDataset | FileDataset, Field(discriminator="name")]
+    base: BaseParams
+    sft: SftParams
+    policy: PolicyParams
+    reward: RewardParams
+    sample: SampleParams
+    rerank: RerankParams
+    report: ReportParams
+    tracking: TrackingParams
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        if self.rerank.n > self.sample.n:
+            raise ValueError(f"rerank.n is {self.rerank.n} but only sample.n = {self.sample.n} candidates are drawn")
+        if self.reward.granularity == "sparse" and self.reward.credit == "step":
+            raise ValueError("reward.credit 'step' needs a reward read at steps; reward.granularity 'sparse' reads once")
+        if self.reward.head == "surprisal" and self.reward.train_backbone:
+            raise ValueError(
+                "reward.train_backbone with reward.head 'surprisal' would move the log-probabilities the head reads; "
+                "use reward.head 'linear' or keep the backbone frozen"
+            )
+        if self.policy.warmup_iterations >= self.policy.iterations:
+            raise ValueError("policy.warmup_iterations must be below policy.iterations, or the full rate is never reached")
+        return self
+
+    @property
+    def logged(self) -> bool:
+        """True when the reward is learned from logged traces, with no policy in the loop."""
+        return isinstance(self.dataset, LoggedDataset)
+
+    def digest(self) -> str:
+        """Short hash of all parameters."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a parameter file.
+
+    Raises:
+        RairlError: naming the file and every key that is unknown, missing, of a wrong type or contradictory.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RairlError(f"{path} does not exist; run from the project's folder or name the file with --params") from error
+    except yaml.YAMLError as error:
+        raise RairlError(f"{path} is not valid YAML: {error}") from error
+    return parse_params(values, source=str(path))
+
+
+def parse_params(values: Any, *, source: str = "params") -> Params:
+    """Validate parameters given as nested dicts; see :func:`load_params`."""
+    if not isinstance(values, dict):
+        raise RairlError(f"{source}: a mapping of sections is needed")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise RairlError("\n".join(f"{source}: {_explain(item)}" for item in error.errors())) from error
+
+
+def _explain(item: Any) -> str:
+    tags = {"arithmetic", "gsm8k-logged", "file"}
+    key = ".".join(str(part) for part in item["loc"] if part not in tags)
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; remove it or correct its spelling"
+    if item["type"] == "missing":
+        return f"key {key!r} is missing"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"key {key!r}: {item['msg']} (got {item.get('input')!r})"
