@@ -1,0 +1,211 @@
+"""The stages and the files between them: the one list that DVC, Kubeflow Pipelines and the command line share.
+
+A stage is a function ``<name>(params, run, *, <paths>) -> dict[str, Estimate]`` in the module of its name. It reads the
+paths in :data:`INPUTS`, writes the paths in :data:`OUTPUTS` and returns figures. :func:`run_stage` does the rest, the
+same for every caller: it finds the paths, checks that the inputs exist, opens the tracking run, takes the time, and
+lets the outputs appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rairl.errors import RairlError
+from rairl.params import Params, parse_params
+
+if TYPE_CHECKING:
+    from rairl.stats import Estimate
+
+STAGES = (
+    "prepare", "base", "sft", "grpo", "rairl", "sample", "posttrain", "rerank", "localise", "audit", "report",
+)  # fmt: skip
+"""All stages, each after the ones it needs."""
+
+_DATA = {"data": "data"}
+_CANDIDATES = {**_DATA, "candidates": "candidates"}
+
+INPUTS: dict[str, dict[str, str]] = {
+    "prepare": {},
+    "base": {**_DATA},
+    "sft": {**_DATA, "base": "models/base"},
+    "grpo": {**_DATA, "sft": "models/sft"},
+    "rairl": {**_DATA, "base": "models/base", "sft": "models/sft"},
+    "sample": {
+        **_DATA, "base": "models/base", "sft": "models/sft", "grpo": "models/grpo", "policy": "models/policy",
+    },
+    "posttrain": {**_CANDIDATES},
+    "rerank": {**_CANDIDATES, "reward": "models/reward"},
+    "localise": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft"},
+    "audit": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft"},
+    "report": {
+        **_CANDIDATES,
+        "metrics_dir": "metrics",
+        "grpo_history": "history/grpo",
+        "rairl_history": "history/rairl",
+        "rerank_scores": "scores/rerank",
+        "localise_scores": "scores/localise",
+        "posttrain_plots": "plots/posttrain",
+        "rerank_plots": "plots/rerank",
+        "localise_plots": "plots/localise",
+        "audit_plots": "plots/audit",
+    },
+}  # fmt: skip
+"""Per stage, the argument and default path (a file or a whole folder) of each input."""
+
+OUTPUTS: dict[str, dict[str, str]] = {
+    name: {**paths, "metrics": f"metrics/{name}.json"}
+    for name, paths in {
+        "prepare": {"data": "data"},
+        "base": {"model": "models/base"},
+        "sft": {"model": "models/sft"},
+        "grpo": {"model": "models/grpo", "history": "history/grpo"},
+        "rairl": {
+            "policy": "models/policy",
+            "reward": "models/reward",
+            "checkpoints": "models/reward_checkpoints",
+            "rollouts": "rollouts",
+            "history": "history/rairl",
+        },
+        "sample": {"candidates": "candidates"},
+        "posttrain": {"plots": "plots/posttrain"},
+        "rerank": {"scores": "scores/rerank", "plots": "plots/rerank"},
+        "localise": {"scores": "scores/localise", "plots": "plots/localise"},
+        "audit": {"plots": "plots/audit"},
+        "report": {"report": "report", "summary": "metrics.json"},
+    }.items()
+}
+"""Per stage, the argument and default path of each output. ``metrics`` is written by :func:`run_stage` itself."""
+
+
+def producer(path: str) -> str:
+    """The stage that writes ``path`` (a default path of :data:`INPUTS`)."""
+    if path == "metrics":
+        return "audit"
+    return next(stage for stage, outputs in OUTPUTS.items() if path in outputs.values())
+
+
+def stage_paths(name: str, *, root: Path = Path("."), **paths: Path | str) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Inputs and outputs of a stage: the given paths as they are, the others at their default place under ``root``.
+
+    Raises:
+        RairlError: for a stage or an argument that does not exist.
+    """
+    if name not in STAGES:
+        raise RairlError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+    unknown = set(paths) - set(INPUTS[name]) - set(OUTPUTS[name])
+    if unknown:
+        known = ", ".join((*INPUTS[name], *OUTPUTS[name]))
+        raise RairlError(f"stage {name} has no path {min(unknown)!r}; it has {known}")
+    inputs, outputs = (
+        {arg: Path(paths[arg]) if arg in paths else Path(root) / default for arg, default in layout[name].items()}
+        for layout in (INPUTS, OUTPUTS)
+    )
+    return inputs, outputs
+
+
+def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Path | str) -> dict[str, Estimate]:
+    """Run one stage and write its metrics file.
+
+    The stage writes into a scratch folder beside its outputs; they replace the old ones when it has succeeded, so a
+    stage that fails or is interrupted leaves what was there before.
+
+    Args:
+        name: one of :data:`STAGES`.
+        params: all parameters.
+        root: folder of the default paths.
+        paths: any input or output elsewhere, by its argument name.
+
+    Returns:
+        The stage's figures, with ``time.<name>`` in seconds.
+
+    Raises:
+        RairlError: for a missing input (it names the stage to run first) and for whatever the stage refuses.
+    """
+    from rairl.stats import exact
+    from rairl.tracking import stage_run
+
+    inputs, outputs = stage_paths(name, root=root, **paths)
+    for arg, path in inputs.items():
+        if not path.exists():
+            first = producer(INPUTS[name][arg])
+            raise RairlError(f"stage {name} needs {path}, which does not exist; run `rairl stage {first}` first")
+    stage: Callable[..., dict[str, Estimate]] = getattr(import_module(f"rairl.stages.{name}"), name)
+    metrics = outputs.pop("metrics")
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        drafts = {arg: _draft(path, stack) for arg, path in outputs.items()}
+        start = time.monotonic()
+        with stage_run(name, params, log_dir=metrics.parent) as run:
+            figures = dict(stage(params, run, **inputs, **drafts))
+            figures[f"time.{name}"] = exact(time.monotonic() - start)
+            run.log_estimates(figures)
+        for arg, path in outputs.items():
+            if not drafts[arg].exists():
+                drafts[arg].mkdir()  # a stage with nothing to do in this mode still hands on an (empty) folder
+            _replace(drafts[arg], path)
+    write_figures(metrics, figures)
+    return figures
+
+
+def _draft(path: Path, stack: ExitStack) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent))
+    return Path(scratch) / path.name
+
+
+def _replace(draft: Path, path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        os.replace(path, draft.parent / "old")  # goes with the scratch folder
+    os.replace(draft, path)
+
+
+def write_figures(path: Path, figures: Mapping[str, Estimate]) -> None:
+    """Write ``{name: {"value", "low", "high", "n"}}`` atomically; a figure that is not a number is left out."""
+    rows = {key: figure._asdict() for key, figure in sorted(figures.items()) if not math.isnan(figure.value)}
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def run_task(name: str, params: Mapping[str, Any], metrics: Any, **artifacts: Any) -> None:
+    """Run a stage as a pipeline task: the body of every Kubeflow component.
+
+    Args:
+        name: one of :data:`STAGES`.
+        params: all parameters as a dict. A pipeline's dict comes back with every number as a float; whole ones are
+            made integers again before the parameters are validated.
+        metrics: the task's metrics artifact (``path``, ``log_metric``).
+        artifacts: per path argument an artifact with a ``path``; ``metrics_dir`` instead is a dict that maps the
+            name of a stage to its metrics artifact.
+    """
+    gathered = artifacts.pop("metrics_dir", None)
+    paths = {arg: Path(artifact.path) for arg, artifact in artifacts.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        if gathered is not None:
+            for stage, artifact in gathered.items():
+                shutil.copyfile(artifact.path, Path(scratch) / f"{stage}.json")
+            paths["metrics_dir"] = Path(scratch)
+        figures = run_stage(
+            name, parse_params(whole_numbers(params), source="params"), metrics=Path(metrics.path), **paths
+        )
+    for key, figure in figures.items():
+        metrics.log_metric(key, figure.value)
+
+
+def whole_numbers(value: Any) -> Any:
+    """``value`` with every float that is a whole number made an int, inside dicts and lists too."""
+    if isinstance(value, Mapping):
+        return {key: whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
