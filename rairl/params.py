@@ -44,14 +44,14 @@ class LoggedDataset(Section):
 
     name: Literal["gsm8k-logged"]
     demos: str = Field(description="GSM8K training file, or the hub id openai/gsm8k")
-    revision: str | None = Field(description="pinned revision when `demos` is a hub id")
+    revision: str | None = Field(default=None, description="pinned revision when `demos` is a hub id")
     logged: str = Field(description="file of model solutions, several per question, correctness known")
-    labelled: str | None = Field(description="file with human first-error labels (ProcessBench format), or null")
+    labelled: str | None = Field(default=None, description="file with human first-error labels (ProcessBench format), or null")
     dev: PositiveInt = Field(description="expert traces kept out of training; every choice is made on them")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="share of the logged questions kept for reranking; their traces are never negatives"
     )
-    max_demos: PositiveInt | None = Field(description="use at most this many expert traces; null for all")
+    max_demos: PositiveInt | None = Field(default=None, description="use at most this many expert traces; null for all")
 
 
 class FileDataset(Section):
@@ -68,7 +68,7 @@ class BaseParams(Section):
     """Where the base model comes from."""
 
     source: str = Field(description="'builtin', a local folder, or a hub id")
-    revision: str | None = Field(description="pinned commit of a hub id; required for one")
+    revision: str | None = Field(default=None, description="pinned commit of a hub id; required for one")
     hidden_size: PositiveInt
     layers: PositiveInt
     heads: PositiveInt
