@@ -8,13 +8,14 @@ lets the outputs appear whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -200,6 +201,63 @@ def run_task(name: str, params: Mapping[str, Any], metrics: Any, **artifacts: An
         )
     for key, figure in figures.items():
         metrics.log_metric(key, figure.value)
+
+
+def run_all(
+    params: Params, *, root: Path = Path("."), fresh: bool = False, announce: Callable[[str], None] = lambda line: None
+) -> None:
+    """Run every stage in order under ``root``, without DVC.
+
+    A stage that an earlier call finished with the same parameters, code and input files is not run again, as long as
+    nothing before it is; so the same call resumes an interrupted one.
+
+    Args:
+        params: all parameters.
+        root: folder of all outputs.
+        fresh: run every stage again.
+        announce: called with one line per stage.
+    """
+    stamps = Path(root) / ".rairl" / "finished"
+    stamps.mkdir(parents=True, exist_ok=True)
+    state = f"{params.digest()} {code_digest()} {input_files_digest(params)}"
+    for number, name in enumerate(STAGES, start=1):
+        stamp, title = stamps / name, f"[{number}/{len(STAGES)}] {name}"
+        outputs = stage_paths(name, root=root)[1].values()
+        if not fresh and stamp.exists() and stamp.read_text() == state and all(path.exists() for path in outputs):
+            announce(f"{title}: finished before")
+            continue
+        fresh = True
+        announce(title)
+        stamp.unlink(missing_ok=True)
+        figures = run_stage(name, params, root=root)
+        stamp.write_text(state)
+        announce(f"{title}: {figures[f'time.{name}'].value:.1f} s")
+
+
+def code_digest() -> str:
+    """Short hash of the package's source."""
+    package = Path(__file__).parents[1]
+    return _digest_files(sorted(package.rglob("*.py")), package)
+
+
+def input_files_digest(params: Params) -> str:
+    """Short hash of the files that the parameters name (a hub id names none)."""
+    files: list[Path] = []
+    for value in (*params.dataset.model_dump().values(), params.base.source):
+        path = Path(value) if isinstance(value, str) else None
+        if path is not None and path.is_file():
+            files.append(path)
+        elif path is not None and path.is_dir():
+            files.extend(sorted(item for item in path.rglob("*") if item.is_file()))
+    return _digest_files(files, Path("."))
+
+
+def _digest_files(files: Sequence[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{os.path.relpath(path, root)}\n{path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def whole_numbers(value: Any) -> Any:

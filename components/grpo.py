@@ -1,0 +1,20 @@
+"""The grpo stage as a Kubeflow component."""
+
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from components import component
+
+
+@component
+def grpo(
+    params: dict,
+    data: Input[Dataset],
+    sft: Input[Model],
+    model: Output[Model],
+    history: Output[Artifact],
+    metrics: Output[Metrics],
+) -> None:
+    """Train the outcome-reward baseline from the SFT policy."""
+    from rairl.stages import run_task
+
+    run_task("grpo", params, metrics, data=data, sft=sft, model=model, history=history)

@@ -1,0 +1,32 @@
+"""The localise stage as a Kubeflow component."""
+
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from components import component
+
+
+@component
+def localise(
+    params: dict,
+    data: Input[Dataset],
+    candidates: Input[Dataset],
+    reward: Input[Model],
+    sft: Input[Model],
+    scores: Output[Artifact],
+    plots: Output[Artifact],
+    metrics: Output[Metrics],
+) -> None:
+    """Measure how often the reward points at the first wrong step."""
+    from rairl.stages import run_task
+
+    run_task(
+        "localise",
+        params,
+        metrics,
+        data=data,
+        candidates=candidates,
+        reward=reward,
+        sft=sft,
+        scores=scores,
+        plots=plots,
+    )

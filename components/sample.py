@@ -1,0 +1,22 @@
+"""The sample stage as a Kubeflow component."""
+
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from components import component
+
+
+@component
+def sample(
+    params: dict,
+    data: Input[Dataset],
+    base: Input[Model],
+    sft: Input[Model],
+    grpo: Input[Model],
+    policy: Input[Model],
+    candidates: Output[Dataset],
+    metrics: Output[Metrics],
+) -> None:
+    """Draw candidates from every policy."""
+    from rairl.stages import run_task
+
+    run_task("sample", params, metrics, data=data, base=base, sft=sft, grpo=grpo, policy=policy, candidates=candidates)

@@ -1,0 +1,1 @@
+"""The stages as a Kubeflow pipeline: compile it, or run it on this machine."""
