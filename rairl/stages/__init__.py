@@ -27,9 +27,20 @@ from rairl.params import Params, parse_params
 if TYPE_CHECKING:
     from rairl.stats import Estimate
 
-STAGES = (
-    "prepare", "base", "sft", "grpo", "rairl", "sample", "posttrain", "rerank", "localise", "audit", "report",
-)  # fmt: skip
+ABOUT = {
+    "prepare": "Write the demonstrations, prompts, dev, test and out-of-distribution splits, and the data card.",
+    "base": "Build, train or fetch the base model.",
+    "sft": "Fine-tune the base model on the demonstrations.",
+    "grpo": "Train the outcome-reward baseline from the SFT policy.",
+    "rairl": "Learn the reward and the policy against each other.",
+    "sample": "Draw candidates from every policy.",
+    "posttrain": "Measure pass@k of every policy.",
+    "rerank": "Measure best-of-N selection by the reward against every baseline.",
+    "localise": "Measure how often the reward points at the first wrong step.",
+    "audit": "Check the reward for shortcuts and under distribution shift.",
+    "report": "Write the report, its plots and the merged metrics.",
+}
+STAGES = tuple(ABOUT)
 """All stages, each after the ones it needs."""
 
 _DATA = {"data": "data"}

@@ -1,0 +1,60 @@
+# make repro   the whole pipeline on the built-in benchmark        make test   the tests
+PY ?= python3
+VENV ?= .venv
+# dvc runs a stage's command through the shell: without this the system's python would answer
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-all lint ui kfp-local gsm8k-logged lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: $(VENV)/.ok ## create the environment from the lock file
+$(VENV)/.ok: requirements.lock pyproject.toml
+	@$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed; name one with make PY=python3.11" >&2; exit 1; }
+	@echo "creating $(VENV): about two minutes" >&2
+	$(PY) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+repro: setup ## run the pipeline of dvc.yaml on params.yaml; only what has changed runs again
+	@dvc repro
+	@rairl summary
+
+test: setup ## the tests, except the slow ones
+	@pytest -q -m "not slow"
+
+test-all: setup ## every test
+	@pytest -q
+
+lint: setup ## style and types
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+ui: setup ## the MLflow page of all runs, on http://127.0.0.1:5000
+	@rairl ui
+
+kfp-local: setup ## the same stages as a Kubeflow pipeline, run on this machine
+	@python -m pipelines.run_local
+
+gsm8k-logged: setup ## learn a reward offline from logged GSM8K traces, into runs/gsm8k-logged
+	@rairl run --params presets/gsm8k-logged.yaml --dir runs/gsm8k-logged
+	@rairl summary --dir runs/gsm8k-logged
+
+lock: ## write requirements.lock anew from pyproject.toml
+	$(PY) -m venv .venv-tools
+	.venv-tools/bin/pip install -q --disable-pip-version-check pip-tools
+	.venv-tools/bin/pip-compile -q --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras \
+		--no-header --no-annotate --all-extras -o requirements.lock pyproject.toml
+	sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock
+
+clean: ## remove caches, scratch folders and checkpoints of unfinished stages; results stay
+	rm -rf .rairl local_outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis build
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name '.part-*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +

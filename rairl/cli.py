@@ -1,0 +1,254 @@
+"""The command line: the stages, whole runs, and the reward on a user's own traces.
+
+Only the standard library, typer and the parameter schema are imported at the top, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rairl.errors import RairlError
+from rairl.params import load_params
+from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES, run_all, run_stage
+
+if TYPE_CHECKING:
+    from rairl.models.reward import RewardModel
+    from rairl.traces import Trace
+
+app = typer.Typer(
+    help="Learn a process-level reward from expert reasoning traces; train, rerank and localise with it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+stage_app = typer.Typer(no_args_is_help=True, help="Run one stage; its inputs and outputs have default places.")
+app.add_typer(stage_app, name="stage")
+
+PARAMS = Annotated[Path, typer.Option("--params", help="parameter file")]
+FILE = Annotated[Path, typer.Argument(help="traces as JSON lines; see docs/own-candidates.md", metavar="FILE.jsonl")]
+REWARD = Annotated[Path, typer.Option("--reward", help="folder of a reward model")]
+OUTPUT = Annotated[Path | None, typer.Option("--output", "-o", help="write JSON lines here instead of to the screen")]
+SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="report malformed lines and go on without them")]
+
+PRESETS = Path(__file__).parents[1] / "presets"
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    """A command with one option per path of the stage."""
+
+    def command(params: Path, root: Path, **paths: Path | None) -> None:
+        figures = run_stage(
+            name, load_params(params), root=root, **{arg: path for arg, path in paths.items() if path is not None}
+        )
+        _say(f"{name}: finished in {figures[f'time.{name}'].value:.1f} s")
+
+    options: dict[str, tuple[Any, Any]] = {
+        "params": (Path, typer.Option(Path("params.yaml"), help="parameter file")),
+        "root": (Path, typer.Option(Path("."), help="folder of the default paths")),
+    }
+    for kind, layout in (("input", INPUTS), ("output", OUTPUTS)):
+        for arg, default in layout[name].items():
+            flag = "--" + arg.replace("_", "-")
+            options[arg] = (
+                Path | None,
+                typer.Option(None, flag, help=f"{kind}; default {default}", show_default=False),
+            )
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(arg, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=option)
+            for arg, (kind, option) in options.items()
+        ]
+    )
+    command.__annotations__ = {arg: kind for arg, (kind, _) in options.items()}
+    command.__doc__ = ABOUT[name]
+    return command
+
+
+for _name in STAGES:
+    stage_app.command(_name)(_stage_command(_name))
+
+
+@app.command()
+def run(
+    params: PARAMS = Path("params.yaml"),
+    folder: Annotated[Path, typer.Option("--dir", help="folder of all outputs")] = Path("."),
+    fresh: Annotated[bool, typer.Option("--fresh", help="run every stage again")] = False,
+) -> None:
+    """Run all stages in order without DVC; the same command again resumes an interrupted run."""
+    run_all(load_params(params), root=folder, fresh=fresh, announce=_say)
+    _say(f"report: {folder / 'report' / 'report.html'}")
+
+
+@app.command()
+def params(
+    preset: Annotated[str | None, typer.Option(help="print this preset")] = None,
+    check: Annotated[Path | None, typer.Option(help="check this parameter file")] = None,
+) -> None:
+    """Print a preset, or check a parameter file; without an option, list the presets."""
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if check is not None:
+        digest = load_params(check).digest()
+        _say(f"{check} is valid (digest {digest})")
+    elif preset is None:
+        print("\n".join(names))
+    elif preset not in names:
+        raise RairlError(f"preset {preset!r} is unknown; the presets are {', '.join(names) or 'none'}")
+    else:
+        print((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def score(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD = False) -> None:
+    """Score your own traces: one row each with the trace's score and a score per step.
+
+    Each line of FILE needs "id", "problem" and "text". "steps" (strings, or [start, end] character spans of the text)
+    is optional: without it the steps are found by their tags, numbers, lines or sentences.
+    """
+    from rairl.evaluate.apply import score_rows
+
+    _write(score_rows(*_own(file, reward, skip_bad)), output)
+
+
+@app.command()
+def rerank(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD = False) -> None:
+    """Rank your own candidates: one row per question, best candidate first.
+
+    As for score; candidates of one question share "group" (or, without it, the problem's text). Where "correct" is
+    given, the accuracy of the choice and of a random one are printed at the end.
+    """
+    from rairl.evaluate.apply import rerank_accuracy, rerank_rows
+
+    traces, model = _own(file, reward, skip_bad)
+    rows = list(rerank_rows(traces, model))
+    _write(rows, output)
+    accuracy = rerank_accuracy(traces, rows)
+    if accuracy is not None:
+        chosen, chance, n = accuracy
+        _say(f"right answers over {n} judged questions: reward {chosen:.3f}, random choice {chance:.3f}")
+
+
+@app.command()
+def localise(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD = False) -> None:
+    """Point at the first wrong step of your own traces: one row each.
+
+    As for score. "suspect" is the step that is wrong if one is; "first_error" is that step, or null where no step's
+    score falls below the threshold that was chosen on held-out expert traces. Both count from 0.
+    """
+    from rairl.evaluate.apply import localise_rows
+
+    _write(localise_rows(*_own(file, reward, skip_bad)), output)
+
+
+@app.command()
+def summary(folder: Annotated[Path, typer.Option("--dir", help="folder of a finished run")] = Path(".")) -> None:
+    """Print the headline figures of a finished run and where the report lies."""
+    from rich.console import Console
+
+    from rairl.evaluate.report import summary_table
+
+    path = folder / "metrics.json"
+    if not path.exists():
+        raise RairlError(f"{path} does not exist; run `make repro`, or `rairl run --dir {folder}`, first")
+    Console().print(summary_table(json.loads(path.read_text(encoding="utf-8"))))
+    print(f"report: {folder / 'report' / 'report.html'}\nMLflow: make ui")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="port on this machine")] = 5000) -> None:
+    """Open the MLflow page of the local store, or name the tracking server that is in use."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    if uri.startswith("http"):
+        print(f"runs are tracked at {uri}")
+        return
+    if uri == "sqlite:///mlflow.db" and not Path("mlflow.db").exists():
+        raise RairlError("mlflow.db does not exist here; run `make repro` first, in the project's folder")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight idle worker processes otherwise
+    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
+    os.execv(sys.executable, command)
+
+
+def _own(file: Path, reward: Path, skip_bad: bool) -> tuple[list[Trace], RewardModel]:
+    from rairl.evaluate.apply import read_own
+
+    bad: list[str] | None = [] if skip_bad else None
+    traces = read_own(file, skip_bad=bad)
+    for message in bad or []:
+        _say(f"left out: {message}")
+    if not (reward / "config.json").exists():
+        raise RairlError(f"{reward} is not the folder of a reward model (it has no config.json); name it with --reward")
+    from rairl.models.reward import RewardModel
+
+    return traces, RewardModel.from_pretrained(reward)
+
+
+def _write(rows: Iterator[Mapping[str, Any]] | list[dict[str, Any]], output: Path | None) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if output is None:
+        sys.stdout.write(lines)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = output.with_name(output.name + ".part")
+    draft.write_text(lines, encoding="utf-8")
+    draft.replace(output)
+    _say(f"wrote {output}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing", "database or disk is full")
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether ``error``, or what it came from, says that the disk is full (torch says it in its own words)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _explain(error: Exception) -> int:
+    """Tell the user what went wrong; return the exit code."""
+    if _disk_full(error):
+        _say("error: the disk is full; finished stages are kept; free some space and run the same command again")
+        return 1
+    if isinstance(error, RairlError):
+        _say(f"error: {error}")
+        return 2
+    if isinstance(error, OSError) and error.filename is not None:
+        _say(f"error: {error.filename}: {error.strerror}")
+        return 1
+    traceback.print_exception(error)
+    return 1
+
+
+def main() -> None:
+    """Entry point; exits with 0, 1 (failure), 2 (a mistake the user can mend) or 130 (interrupted)."""
+    try:
+        app()
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGINT:
+            _say("interrupted; finished stages are kept; run the same command again to resume")
+        raise
+    except Exception as error:
+        sys.exit(_explain(error))
+
+
+if __name__ == "__main__":
+    main()
