@@ -1,0 +1,82 @@
+"""Reading sampled candidates: judged traces, several per question, that every method is scored on alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rairl.errors import RairlError
+from rairl.traces import Trace, read_traces
+
+POLICIES = ("base", "sft", "grpo", "rairl")
+"""Policies compared by the evaluation, weakest start first."""
+
+
+def candidates_path(folder: Path, policy: str, split: str, *, greedy: bool = False) -> Path:
+    """File of a policy's samples on a split, or of its greedy decodes."""
+    return folder / f"{policy}.{split}{'.greedy' if greedy else ''}.jsonl"
+
+
+def splits_of(folder: Path, policy: str) -> list[str]:
+    """Splits that ``policy`` was sampled on for evaluation: test first, then the out-of-distribution ones by name."""
+    names = {path.name.split(".")[1] for path in folder.glob(f"{policy}.*.jsonl")}
+    return [name for name in ("test",) if name in names] + sorted(name for name in names if name.startswith("ood"))
+
+
+def reference_policy(*, logged: bool) -> str:
+    """Whose candidates the reward is judged on: a fixed policy that the reward did not choose."""
+    return "logged" if logged else "sft"
+
+
+def read_candidates(path: Path) -> list[Trace]:
+    """Read judged candidates.
+
+    Raises:
+        RairlError: naming file and trace when a candidate has no ``correct``.
+    """
+    traces = read_traces(path)
+    for trace in traces:
+        if trace.correct is None:
+            raise RairlError(
+                f"{path}: trace {trace.id!r} has no 'correct'; its question needs a 'gold' answer to be judged"
+            )
+    return traces
+
+
+def questions(traces: Sequence[Trace]) -> list[str]:
+    """The question key of each trace: the unit of resampling."""
+    return [trace.question for trace in traces]
+
+
+def by_question(traces: Sequence[Trace]) -> dict[str, list[int]]:
+    """Indices of each question's traces, in order of first appearance."""
+    members: dict[str, list[int]] = {}
+    for index, trace in enumerate(traces):
+        members.setdefault(trace.question, []).append(index)
+    return members
+
+
+def meta_number(trace: Trace, key: str, path: Path) -> float:
+    """A number that the sampler stored with a trace.
+
+    Raises:
+        RairlError: naming file and trace when it is missing or not a finite number. There is no substitute for it: a
+            baseline that quietly becomes another one is worse than none.
+    """
+    value = trace.meta.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        found = "is missing" if value is None else f"is {value!r}"
+        raise RairlError(f"{path}: trace {trace.id!r}: field 'meta.{key}' {found}; sample the candidates again")
+    return float(value)
+
+
+def logprob(trace: Trace, path: Path, *, mean: bool) -> float:
+    """Log-probability of the trace under the policy that wrote it, in nats: the sum, or the mean per token."""
+    total = meta_number(trace, "logprob", path)
+    if not mean:
+        return total
+    tokens = meta_number(trace, "tokens", path)
+    if tokens < 1:
+        raise RairlError(f"{path}: trace {trace.id!r}: field 'meta.tokens' is {tokens:g}; at least 1 is needed")
+    return total / tokens

@@ -1,0 +1,115 @@
+"""What a policy is worth: unbiased pass@k, greedy accuracy, and whether its steps are right, not only its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rairl.answers import grade
+from rairl.errors import RairlError
+from rairl.evaluate.candidates import by_question, meta_number, questions
+from rairl.stats import Estimate, bootstrap_mean, paired_difference, paired_permutation_p, pass_at_k
+from rairl.traces import Trace
+
+CONTRASTS = (("rairl", "sft"), ("grpo", "sft"), ("rairl", "grpo"), ("sft", "base"))
+"""Pairs of policies that are compared on the same questions."""
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... up to and including ``limit``."""
+    values = [2**power for power in range(limit.bit_length()) if 2**power <= limit]
+    return values if values[-1] == limit else [*values, limit]
+
+
+def samples_per_question(traces: Sequence[Trace]) -> int:
+    """The smallest number of samples that any question has."""
+    return min(len(rows) for rows in by_question(traces).values())
+
+
+def pass_at_k_per_question(traces: Sequence[Trace], k: int) -> dict[str, float]:
+    """Unbiased pass@k of each question."""
+    return {
+        question: pass_at_k(len(rows), sum(bool(traces[row].correct) for row in rows), k)
+        for question, rows in by_question(traces).items()
+    }
+
+
+def process_right(traces: Sequence[Trace]) -> list[bool] | None:
+    """For each trace, whether answer *and* every step are right; None when a right answer's steps were not checked.
+
+    A wrong answer settles the matter without labels.
+    """
+    if any(trace.correct and not trace.labelled for trace in traces):
+        return None
+    return [bool(trace.correct) and trace.first_error is None for trace in traces]
+
+
+def sample_figures(
+    traces: Sequence[Trace], prefix: str, path: Path, ks: Sequence[int], *, draws: int, seed: int
+) -> dict[str, Estimate]:
+    """Figures of a policy's samples on one split, each with an interval over questions.
+
+    Args:
+        traces: judged candidates.
+        prefix: of the names, e.g. ``posttrain.sft``.
+        path: their file, for messages.
+        ks: the k of pass@k.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        ``<prefix>.pass@<k>``; ``.process`` (answer and all steps right; absent when steps were not checked);
+        ``.exact`` (mean accuracy under the exact checker: prescribed form, very string); ``.format`` (an answer could
+        be read); ``.length`` (tokens).
+    """
+    groups = questions(traces)
+    figures = {}
+    for k in ks:
+        values = pass_at_k_per_question(traces, k)
+        figures[f"{prefix}.pass@{k}"] = bootstrap_mean(list(values.values()), list(values), draws=draws, seed=seed)
+    rows: dict[str, Sequence[float] | None] = {
+        "process": process_right(traces),
+        "exact": [trace.gold is not None and grade(trace.text, trace.gold, exact=True) for trace in traces],
+        "format": [trace.answer is not None for trace in traces],
+        "length": [meta_number(trace, "tokens", path) for trace in traces],
+    }
+    for name, values in rows.items():
+        if values is not None:
+            figures[f"{prefix}.{name}"] = bootstrap_mean(values, groups, draws=draws, seed=seed)
+    return figures
+
+
+def greedy_figure(traces: Sequence[Trace], *, draws: int, seed: int) -> Estimate:
+    """Accuracy of one greedy decode per question."""
+    return bootstrap_mean([bool(trace.correct) for trace in traces], questions(traces), draws=draws, seed=seed)
+
+
+def compare(
+    policies: Mapping[str, Sequence[Trace]], split: str | None, *, draws: int, seed: int
+) -> dict[str, Estimate]:
+    """Paired differences of pass@1 between policies on the same questions.
+
+    Returns:
+        ``posttrain.<a>-<b>[.<split>].pass@1`` and, with ``.p`` appended, its two-sided permutation p-value.
+
+    Raises:
+        RairlError: when two policies did not answer the same questions.
+    """
+    figures = {}
+    for first, second in CONTRASTS:
+        if first not in policies or second not in policies:
+            continue
+        a, b = (pass_at_k_per_question(policies[name], 1) for name in (first, second))
+        if a.keys() != b.keys():
+            odd = min(a.keys() ^ b.keys())
+            raise RairlError(
+                f"policies {first} and {second} cannot be compared on {split or 'test'}: only one of them answered "
+                f"question {odd!r}; run the sample stage again"
+            )
+        keys = list(a)
+        values = np.array([[a[key], b[key]] for key in keys])
+        name = ".".join(part for part in ("posttrain", f"{first}-{second}", split, "pass@1") if part)
+        figures[name] = paired_difference(values[:, 0], values[:, 1], keys, draws=draws, seed=seed)
+        figures[f"{name}.p"] = paired_permutation_p(values[:, 0], values[:, 1], keys, seed=seed)
+    return figures
