@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import logging
 import os
 import signal
 import sys
@@ -161,18 +162,24 @@ def summary(folder: Annotated[Path, typer.Option("--dir", help="folder of a fini
     if not path.exists():
         raise RairlError(f"{path} does not exist; run `make repro`, or `rairl run --dir {folder}`, first")
     Console().print(summary_table(json.loads(path.read_text(encoding="utf-8"))))
-    print(f"report: {folder / 'report' / 'report.html'}\nMLflow: make ui")
+    here = "make ui" if folder == Path(".") else f"rairl ui --dir {folder}"
+    print(f"report: {folder / 'report' / 'report.html'}\nMLflow: {here}")
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="port on this machine")] = 5000) -> None:
-    """Open the MLflow page of the local store, or name the tracking server that is in use."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+def ui(
+    folder: Annotated[Path, typer.Option("--dir", help="folder of a run")] = Path("."),
+    port: Annotated[int, typer.Option(help="port on this machine")] = 5000,
+) -> None:
+    """Open the MLflow page of the folder's own store, or name the tracking server that is in use."""
+    from rairl.tracking import tracking_uri
+
+    uri = tracking_uri(folder)
     if uri.startswith("http"):
         print(f"runs are tracked at {uri}")
         return
-    if uri == "sqlite:///mlflow.db" and not Path("mlflow.db").exists():
-        raise RairlError("mlflow.db does not exist here; run `make repro` first, in the project's folder")
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise RairlError(f"{folder / 'mlflow.db'} does not exist; run `make repro`, or name a run's folder with --dir")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight idle worker processes otherwise
     print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
@@ -186,8 +193,6 @@ def _own(file: Path, reward: Path, skip_bad: bool) -> tuple[list[Trace], RewardM
     traces = read_own(file, skip_bad=bad)
     for message in bad or []:
         _say(f"left out: {message}")
-    if not (reward / "config.json").exists():
-        raise RairlError(f"{reward} is not the folder of a reward model (it has no config.json); name it with --reward")
     from rairl.models.reward import RewardModel
 
     return traces, RewardModel.from_pretrained(reward)
@@ -240,6 +245,8 @@ def _explain(error: Exception) -> int:
 
 def main() -> None:
     """Entry point; exits with 0, 1 (failure), 2 (a mistake the user can mend) or 130 (interrupted)."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rairl").setLevel(logging.INFO)
     try:
         app()
     except SystemExit as stop:

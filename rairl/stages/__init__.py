@@ -157,7 +157,8 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
     with ExitStack() as stack:
         drafts = {arg: _draft(path, stack) for arg, path in outputs.items()}
         start = time.monotonic()
-        with stage_run(name, params, log_dir=metrics.parent) as run:
+        card = inputs["data"] / "card.json" if "data" in inputs else None
+        with stage_run(name, params, log_dir=metrics.parent, root=Path(root), card=card) as run:
             figures = dict(stage(params, run, **inputs, **drafts))
             figures[f"time.{name}"] = exact(time.monotonic() - start)
             run.log_estimates(figures)

@@ -1,0 +1,127 @@
+"""A mistake in a parameter file is an error that names the key."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rairl.errors import RairlError
+from rairl.params import load_params, parse_params
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "params.yaml", ROOT / "tests" / "miniature.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
+
+
+@pytest.fixture
+def values() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(values)
+    *sections, last = key.split(".")
+    place = values
+    for section in sections:
+        place = place[section]
+    place[last] = value
+    return values
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_parameter_file_is_valid(path: Path) -> None:
+    load_params(path)
+
+
+@pytest.mark.parametrize("key", ["sed", "sft.epoch", "dataset.demonstrations", "reward.heads", "policy.learning_rte"])
+def test_an_unknown_key_is_named(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(RairlError, match=rf"params\.yaml: unknown key '{key}'"):
+        parse_params(changed(values, key, 1), source="params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", "0"),
+        ("seed", -1),
+        ("seed", 1.5),
+        ("dataset.demos", 0),
+        ("dataset.demos", "many"),
+        ("base.hidden_size", True),
+        ("base.source", 3),
+        ("sft.learning_rate", "3e-4"),
+        ("sft.learning_rate", 0.0),
+        ("policy.group_size", 1),
+        ("policy.kl", -0.1),
+        ("reward.granularity", "word"),
+        ("reward.head", "quadratic"),
+        ("reward.train_backbone", "no"),
+        ("reward.label_smoothing", 0.5),
+        ("sample.temperature", 0),
+        ("report.bootstrap", 99),
+        ("tracking.experiment", ""),
+    ],
+)
+def test_a_wrong_value_names_the_key(values: dict[str, Any], key: str, value: Any) -> None:
+    with pytest.raises(RairlError, match=rf"key '{key}'"):
+        parse_params(changed(values, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("rerank.n", 10_000, "sample.n"),
+        ("reward.train_backbone", True, "reward.head"),
+        ("policy.warmup_iterations", 10_000, "policy.iterations"),
+        ("base.heads", 5, "base.hidden_size"),
+    ],
+)
+def test_a_contradiction_names_both_keys(values: dict[str, Any], key: str, value: Any, other: str) -> None:
+    with pytest.raises(RairlError) as error:
+        parse_params(changed(values, key, value))
+    assert key in str(error.value)
+    assert other in str(error.value)
+
+
+def test_sparse_reward_cannot_give_step_credit(values: dict[str, Any]) -> None:
+    with pytest.raises(RairlError, match=r"reward\.credit.*reward\.granularity"):
+        parse_params(changed(changed(values, "reward.granularity", "sparse"), "reward.credit", "step"))
+
+
+def test_a_missing_key_is_named(values: dict[str, Any]) -> None:
+    del values["policy"]["kl"]
+    with pytest.raises(RairlError, match=r"key 'policy\.kl' is missing"):
+        parse_params(values)
+
+
+def test_an_unknown_dataset_is_named(values: dict[str, Any]) -> None:
+    with pytest.raises(RairlError, match=r"'dataset'.*aritmetic"):
+        parse_params(changed(values, "dataset.name", "aritmetic"))
+
+
+def test_every_mistake_is_told_at_once(values: dict[str, Any]) -> None:
+    with pytest.raises(RairlError) as error:
+        parse_params(changed(changed(values, "seed", "x"), "sft.epoch", 1))
+    assert "'seed'" in str(error.value)
+    assert "'sft.epoch'" in str(error.value)
+
+
+def test_a_missing_file_and_bad_yaml_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RairlError, match=r"absent\.yaml does not exist"):
+        load_params(tmp_path / "absent.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("seed: [")
+    with pytest.raises(RairlError, match=r"bad\.yaml is not valid YAML"):
+        load_params(bad)
+    bad.write_text("- 1")
+    with pytest.raises(RairlError, match=r"bad\.yaml: a mapping"):
+        load_params(bad)
+
+
+def test_the_digest_sees_every_value_but_not_how_numbers_are_written(values: dict[str, Any]) -> None:
+    digest = parse_params(values).digest()
+    assert parse_params(changed(values, "seed", 1)).digest() != digest
+    assert parse_params(changed(values, "sample.temperature", 1)).digest() == digest
