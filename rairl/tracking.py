@@ -1,0 +1,591 @@
+"""The MLflow adapter: one parent run per pipeline run, a child run per stage, and the registry of reward models.
+
+Tracking never stands in the way of training. Everything to be recorded goes through an outbox that is delivered in
+order; a tracking server that is down (from the start, or from some moment on) costs one warning, is tried again now
+and then, and what it has missed is delivered as soon as it answers. Metrics are in files in any case.
+
+Where the records go: ``MLFLOW_TRACKING_URI`` if set, else ``mlflow.db`` (sqlite) with the files under ``mlartifacts/``,
+both in the project's folder. MLflow stores the place of every artifact as an absolute path, so moving a project would
+send new artifacts to the old folder; opening the store from a new place therefore rewrites these paths first
+(:func:`relocate`).
+
+MLflow is imported inside functions only: it takes over a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rairl.errors import RairlError
+from rairl.params import Params
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from rairl.stats import Estimate
+
+logger = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+"""Registry alias of the best reward model by a dev criterion."""
+
+_FLUSH_SECONDS = 10.0
+_RETRY_SECONDS = 60.0  # doubles with each failure: a server that hangs costs its timeout at every attempt
+_BATCH = 1000  # most metrics that one MLflow request takes
+_PARAM_BATCH = 100
+_SETTINGS = {
+    # MLflow's own defaults (120 s, 7 retries with doubling pauses) would hold training up for minutes.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_NOISY = ("mlflow", "alembic", "urllib3.connectionpool")
+
+
+class Run:
+    """The tracking run of one stage; made by :func:`stage_run`.
+
+    Attributes:
+        run_id: of the stage's run, None until the store has answered.
+        parent_id: of the pipeline's run, likewise.
+    """
+
+    run_id: str | None = None
+    parent_id: str | None = None
+
+    def __init__(self, stage: str, params: Params, *, log_dir: Path, root: Path, card: Path | None) -> None:
+        self._stage = stage
+        self._params = params
+        self._log_dir = log_dir
+        self._tags = {
+            "rairl.params": params.digest(),
+            "rairl.commit": git_commit(root),
+            "rairl.data": file_digest(card)[:12] if card is not None and card.is_file() else "none",
+        }
+        self._uri = tracking_uri(root)
+        self._started = _now()
+        self._experiment_id = ""
+        self._client: MlflowClient | None = None
+        self._rows: list[tuple[str, float, int, int]] = []
+        self._outbox: deque[tuple[str, Callable[[MlflowClient], None]]] = deque()
+        self._digests: dict[str, str] = {}
+        self._flushed = time.monotonic()
+        self._retry_at = 0.0
+        self._pause = _RETRY_SECONDS
+        self._warned = False
+        self._off = False
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of one training step. Buffered: a call costs microseconds, every ten seconds a request."""
+        now = _now()
+        self._rows += [(metric_name(key), float(value), now, step) for key, value in metrics.items()]
+        if len(self._rows) >= _BATCH or time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    def log_estimates(self, figures: Mapping[str, Estimate]) -> None:
+        """Record final figures: with ``.low``, ``.high`` and ``.n`` on the stage's run, values on the pipeline's."""
+        now = _now()
+        known = {metric_name(key): figure for key, figure in figures.items() if not math.isnan(figure.value)}
+        for key, figure in known.items():
+            parts = {key: figure.value, f"{key}.low": figure.low, f"{key}.high": figure.high, f"{key}.n": figure.n}
+            self._rows += [(name, float(value), now, 0) for name, value in parts.items() if not math.isnan(value)]
+        values = [(key, float(figure.value), now, 0) for key, figure in known.items()]
+        self._send("figures", lambda client: _log_rows(client, self.parent_id or "", values))
+
+    def log_input(self, path: str | Path, *, name: str) -> None:
+        """Record that the stage reads a file: an MLflow dataset input with 32 digits of its SHA-256."""
+        path = Path(path)
+        digest = file_digest(path)[:32]
+        self._digests[name] = digest
+
+        def send(client: MlflowClient) -> None:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            source = json.dumps({"uri": str(path)})
+            dataset = Dataset(name=name, digest=digest, source_type="local", source=source)
+            context = InputTag("mlflow.data.context", self._stage)
+            client.log_inputs(self.run_id or "", datasets=[DatasetInput(dataset, [context])])
+
+        self._send(f"input {name}", send)
+
+    def log_artifact(self, path: str | Path) -> None:
+        """Keep a file, or a folder under its own name, with the run."""
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist, so it cannot be kept with the run")
+        folder = path.name if path.is_dir() else None
+
+        def send(client: MlflowClient) -> None:
+            if folder:
+                client.log_artifacts(self.run_id or "", str(path), artifact_path=folder)
+            else:
+                client.log_artifact(self.run_id or "", str(path))
+
+        self._send(f"artifact {path.name}", send)
+
+    def register_reward(
+        self, folder: str | Path, step: int, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Make a reward checkpoint a LoggedModel and a version of ``params.tracking.registered_model``.
+
+        Args:
+            folder: what ``RewardModel.save_pretrained`` wrote. It is copied, so it may change or go afterwards; only
+                while the tracking server is down it must stay until the end of the stage.
+            step: training step of the checkpoint.
+            metrics: dev scores. They are tied to the model, to the input named ``dev`` if that was logged, and become
+                tags of the version under their names.
+            tags: further tags of the version.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise RairlError(f"{folder} does not exist; a saved reward model is needed to register one")
+        scores = {metric_name(key): float(value) for key, value in metrics.items()}
+        labels = {
+            **self._tags,
+            "stage": self._stage,
+            "granularity": self._params.reward.granularity,
+            "seed": str(self._params.seed),
+            "step": str(step),
+            **{key: repr(value) for key, value in scores.items()},
+            **(tags or {}),
+        }
+        self._send(f"reward model of step {step}", lambda client: self._register(client, folder, step, scores, labels))
+
+    def promote_champion(self, criterion: str, *, higher_is_better: bool = True) -> None:
+        """Give the best version of this pipeline run the alias ``champion``, by one of its registered metrics.
+
+        A present champion stays when it was chosen by the same criterion on the same data and is better; on a tie the
+        newer version takes over. Criterion and value become tags of the champion.
+
+        Args:
+            criterion: a key of the ``metrics`` of :meth:`register_reward`.
+            higher_is_better: whether larger values win.
+        """
+        name = metric_name(criterion)
+        self._send("champion", lambda client: self._promote(client, name, 1 if higher_is_better else -1))
+
+    def _register(
+        self, client: MlflowClient, folder: Path, step: int, scores: dict[str, float], labels: dict[str, str]
+    ) -> None:
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        from rairl.serve import save_pyfunc
+
+        run_id = self.run_id or ""
+        model = client.create_logged_model(
+            self._experiment_id, f"reward-step{step}", run_id, labels, flatten(self._params), model_type="reward"
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            save_pyfunc(folder, Path(scratch) / "model", model=model, run_id=run_id)
+            client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        data = ("dev", self._digests["dev"]) if "dev" in self._digests else (None, None)
+        client.log_batch(
+            run_id,
+            [Metric(key, value, _now(), step, model.model_id, *data, run_id) for key, value in scores.items()],
+        )
+        name = self._params.tracking.registered_model
+        _create_once(
+            lambda: client.create_registered_model(
+                name, description=f"Reward models of rairl. The alias {CHAMPION!r} is the best by a dev criterion."
+            )
+        )
+        labels = {**labels, "rairl.parent": self.parent_id or ""}
+        with _default_store(self._uri):
+            client.create_model_version(name, f"models:/{model.model_id}", run_id, labels, model_id=model.model_id)
+
+    def _promote(self, client: MlflowClient, criterion: str, sign: int) -> None:
+        name = self._params.tracking.registered_model
+        versions = client.search_model_versions(f"name = '{name}' and tags.`rairl.parent` = '{self.parent_id}'")
+        scored = [version for version in versions if not math.isnan(_score(version, criterion))]
+        if not scored:
+            logger.warning("no registered version of this run has the metric %r, so none becomes champion", criterion)
+            return
+        best = max(scored, key=lambda version: (sign * _score(version, criterion), int(version.version)))
+        value = _score(best, criterion)
+        alias = client.get_registered_model(name).aliases.get(CHAMPION)
+        if alias is not None:
+            holder = client.get_model_version(name, str(alias))
+            held = _score(holder, criterion)
+            if _comparable(holder, self._tags["rairl.data"], criterion, sign) and sign * held > sign * value:
+                logger.info(
+                    "version %s of %s stays champion: its %s is %.4g, the best of this run has %.4g",
+                    alias, name, criterion, held, value,
+                )  # fmt: skip
+                return
+        client.set_model_version_tag(name, best.version, "champion.criterion", criterion)
+        client.set_model_version_tag(name, best.version, "champion.direction", "max" if sign > 0 else "min")
+        client.set_model_version_tag(name, best.version, "champion.value", repr(value))
+        client.set_registered_model_alias(name, CHAMPION, best.version)
+        logger.info("version %s of %s is champion: its %s is %.4g", best.version, name, criterion, value)
+
+    def _send(self, what: str, operation: Callable[[MlflowClient], None]) -> None:
+        self._queue_rows()
+        self._outbox.append((what, operation))
+        self._flush()
+
+    def _queue_rows(self) -> None:
+        rows, self._rows = self._rows, []
+        if rows:
+            self._outbox.append(("metrics", lambda client: _log_rows(client, self.run_id or "", rows)))
+
+    def _flush(self, *, last: bool = False) -> None:
+        self._queue_rows()
+        self._flushed = time.monotonic()
+        if self._off or (self._flushed < self._retry_at and not last):
+            return
+        with _quiet():
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Empty the outbox in order, until it is empty or the store cannot be reached."""
+        while self.run_id is None or self._outbox:
+            what, operation = self._outbox.popleft() if self.run_id else ("the run", self._open)
+            try:
+                if self._client is None:
+                    self._client = _connect(self._uri)
+                operation(self._client)
+            except Exception as error:  # MLflow and its stores raise anything; training must not end for it
+                if _unreachable(error):
+                    if self.run_id:
+                        self._outbox.appendleft((what, operation))
+                    self._retry_at, self._pause = time.monotonic() + self._pause, 2 * self._pause
+                    self._warn(f"MLflow at {self._uri} cannot be reached ({_reason(error)})")
+                    return
+                if self.run_id is None:
+                    self._off = True
+                    self._outbox.clear()
+                    self._warn(f"MLflow at {self._uri} does not take the run ({_reason(error)})")
+                    return
+                logger.warning("MLflow did not take %s: %s", what, _reason(error))
+            else:
+                self._pause = _RETRY_SECONDS
+
+    def _warn(self, problem: str) -> None:
+        if not self._warned:
+            hint = "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "mlflow.db in the project's folder"
+            logger.warning(
+                "%s. The stage goes on, and its metrics are still in %s; to have them in MLflow too, put %s right "
+                "and run the stage again.", problem, self._log_dir, hint,
+            )  # fmt: skip
+        self._warned = True
+
+    def _open(self, client: MlflowClient) -> None:
+        """Find or make the experiment and the pipeline's run, and make the stage's run."""
+        name = self._params.tracking.experiment
+        database = _database(self._uri)
+        place = (database.parent / "mlartifacts").as_uri() if database else None
+        if client.get_experiment_by_name(name) is None:
+            _create_once(lambda: client.create_experiment(name, artifact_location=place))
+        experiment = client.get_experiment_by_name(name)
+        self._experiment_id = experiment.experiment_id
+        self.parent_id = self._parent(client)
+        tags = {
+            **_context(self._stage, self._tags["rairl.commit"]),
+            **self._tags,
+            "rairl.stage": self._stage,
+            "mlflow.parentRunId": self.parent_id,
+        }
+        run = client.create_run(self._experiment_id, self._started, tags, run_name=self._stage)
+        _log_params(client, run.info.run_id, self._params)
+        self.run_id = run.info.run_id
+
+    def _parent(self, client: MlflowClient) -> str:
+        key = {**{name: self._tags[name] for name in ("rairl.params", "rairl.commit")}, "rairl.stage": "pipeline"}
+        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in key.items())
+
+        def first() -> str | None:
+            runs = client.search_runs([self._experiment_id], query, max_results=100)
+            return min(((run.info.start_time, run.info.run_id) for run in runs), default=(0, None))[1]
+
+        found = first()
+        if found is None:
+            tags = {**_context("pipeline", key["rairl.commit"]), **key}
+            title = f"{self._params.dataset.name}-{key['rairl.params']}"
+            made = client.create_run(self._experiment_id, self._started, tags, run_name=title).info.run_id
+            found = first() or made
+            if found != made:  # a stage that started at the same moment was first
+                client.delete_run(made)
+            else:
+                _log_params(client, made, self._params)
+        client.update_run(found, status="RUNNING")
+        if self._tags["rairl.data"] != "none":
+            client.set_tag(found, "rairl.data", self._tags["rairl.data"])
+        return found
+
+    def _close(self, status: str, error: BaseException | None = None) -> None:
+        def send(client: MlflowClient) -> None:
+            if error is not None:
+                client.set_tag(self.run_id or "", "rairl.error", f"{type(error).__name__}: {error}"[:500])
+            client.set_terminated(self.run_id or "", status)
+            client.set_terminated(self.parent_id or "", status)
+
+        self._queue_rows()
+        self._outbox.append(("the end of the run", send))
+        self._flush(last=True)
+
+
+class NullRun(Run):
+    """A run that records nothing, for calling a stage function outside a pipeline."""
+
+    def __init__(self) -> None:
+        """Nothing to set up."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_estimates(self, figures: Mapping[str, Estimate]) -> None:
+        """Do nothing."""
+
+    def log_input(self, path: str | Path, *, name: str) -> None:
+        """Do nothing."""
+
+    def log_artifact(self, path: str | Path) -> None:
+        """Do nothing."""
+
+    def register_reward(
+        self, folder: str | Path, step: int, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Do nothing."""
+
+    def promote_champion(self, criterion: str, *, higher_is_better: bool = True) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def stage_run(
+    name: str, params: Params, *, log_dir: Path, root: Path = Path("."), card: Path | None = None
+) -> Iterator[Run]:
+    """Track one stage: a child of the pipeline's run, which is found by parameters and commit or made.
+
+    The run ends as FINISHED, as KILLED on Ctrl-C, and as FAILED on any other exception.
+
+    Args:
+        name: the stage.
+        params: logged whole, as ``section.key``.
+        log_dir: where the metrics files are; named in the warning when MLflow cannot be reached.
+        root: the project's folder, home of the default store.
+        card: the data card (``data/card.json``), whose digest becomes the tag ``rairl.data``.
+    """
+    run = Run(name, params, log_dir=log_dir, root=Path(root), card=card)
+    run._flush()
+    try:
+        yield run
+    except KeyboardInterrupt as error:
+        run._close("KILLED", error)
+        raise
+    except BaseException as error:
+        run._close("FAILED", error)
+        raise
+    run._close("FINISHED")
+
+
+def tracking_uri(root: Path = Path(".")) -> str:
+    """``MLFLOW_TRACKING_URI``, else the sqlite file in the project's folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def _database(uri: str) -> Path | None:
+    """The file of a sqlite store; artifacts lie beside it, in ``mlartifacts``."""
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def relocate(database: Path) -> None:
+    """Make a sqlite store follow a project that was moved or copied.
+
+    MLflow has no call for it, so this rewrites the absolute paths below the old ``mlartifacts`` folder in the database.
+    """
+    place = (database.parent / "mlartifacts").as_uri()
+    if not database.exists():
+        return
+    columns = {
+        "experiments": ("artifact_location",),
+        "runs": ("artifact_uri",),
+        "logged_models": ("artifact_location",),
+        "model_versions": ("source", "storage_location"),
+    }
+    with closing(sqlite3.connect(database, timeout=20)) as store, store:
+        if store.execute("SELECT 1 FROM sqlite_master WHERE name = 'logged_models'").fetchone() is None:
+            return  # MLflow has not set it up yet
+        query = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file://%/mlartifacts'"
+        for (old,) in store.execute(query).fetchall():
+            if old == place:
+                continue
+            for table, names in columns.items():
+                for name in names:
+                    moved = f"UPDATE {table} SET {name} = ? || substr({name}, ?) WHERE substr({name} || '/', 1, ?) = ?"
+                    store.execute(moved, (place, len(old) + 1, len(old) + 1, old + "/"))
+            logger.info("%s kept its artifacts in %s; it now points to %s", database, old, place)
+
+
+def git_commit(root: Path) -> str:
+    """HEAD of the repository around ``root``, with ``-dirty`` when the package's own files differ from it.
+
+    ``RAIRL_COMMIT`` goes first, for images without a repository; ``none`` when there is neither.
+    """
+    if os.environ.get("RAIRL_COMMIT"):
+        return os.environ["RAIRL_COMMIT"]
+    head = _git(root, "rev-parse", "HEAD")
+    if not head:
+        return "none"
+    return head + ("-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no", "--", "rairl") else "")
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(("git", "-C", str(root), *words), capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def metric_name(name: str) -> str:
+    """``name`` in the characters that MLflow takes: ``pass@1`` becomes ``pass_at_1``, anything else odd ``_``."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"), flags=re.ASCII)
+
+
+def flatten(params: Params) -> dict[str, str]:
+    """Parameters as ``section.key`` -> JSON text (strings as they are)."""
+    flat: dict[str, Any] = {}
+    for name, value in params.model_dump().items():
+        flat.update(
+            {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return {key: item if isinstance(item, str) else json.dumps(item) for key, item in flat.items()}
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _connect(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    database = _database(uri)
+    if database is not None:
+        relocate(database)
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MLflow's migrations, retries and tracebacks off the console; what matters is reported by the caller."""
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
+    import mlflow  # noqa: F401  (sets its own log levels on import)
+
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """Make ``uri`` MLflow's global store for a moment: a sqlite registry looks up ``models:/`` there, not in its own.
+
+    Setting it globally also sets the environment variable, which would then pass for the user's choice.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # MLflow's own way to unset it
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def _context(stage: str, commit: str) -> dict[str, str]:
+    return {
+        "mlflow.source.name": f"rairl {stage}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+        "mlflow.user": os.environ.get("USER", "unknown"),
+    }
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Params) -> None:
+    from mlflow.entities import Param
+
+    values = [Param(key, value) for key, value in flatten(params).items()]
+    for start in range(0, len(values), _PARAM_BATCH):
+        client.log_batch(run_id, params=values[start : start + _PARAM_BATCH])
+
+
+def _log_rows(client: MlflowClient, run_id: str, rows: list[tuple[str, float, int, int]]) -> None:
+    from mlflow.entities import Metric
+
+    for start in range(0, len(rows), _BATCH):
+        client.log_batch(run_id, [Metric(*row) for row in rows[start : start + _BATCH]])
+
+
+def _create_once(create: Callable[[], Any]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        create()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _score(version: ModelVersion, criterion: str) -> float:
+    return float(version.tags.get(criterion, "nan"))
+
+
+def _comparable(holder: ModelVersion, data: str, criterion: str, sign: int) -> bool:
+    expected = {"rairl.data": data, "champion.criterion": criterion, "champion.direction": "max" if sign > 0 else "min"}
+    return data != "none" and all(holder.tags.get(key) == value for key, value in expected.items())
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _unreachable(error: BaseException) -> bool:
+    """Whether the store may answer later: the network, or a database that is locked or cannot be opened."""
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import OperationalError
+
+    return any(isinstance(link, (RequestException, OperationalError)) for link in _chain(error))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost message: of a refused connection the refusal, not the layers around it."""
+    *_, root = _chain(error)
+    return (str(root).strip() or type(root).__name__).splitlines()[0][:200]
