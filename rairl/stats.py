@@ -1,6 +1,7 @@
 """Estimates with their uncertainty: bootstrap over questions, paired comparisons, AUROC.
 
-The unit of resampling is the question: all its candidates are drawn together. Bootstraps work on per-question sums, so a thousand resamples cost one matrix product, whatever the statistic.
+The unit of resampling is the question: all its candidates are drawn together. Bootstraps work on per-question
+sums, so a thousand resamples cost one matrix product, whatever the statistic.
 """
 
 from __future__ import annotations

@@ -44,6 +44,19 @@ def read_candidates(path: Path) -> list[Trace]:
     return traces
 
 
+def require_answered(traces: Sequence[Trace], prompts: Path, path: Path) -> None:
+    """Check that the candidates in ``path`` are about exactly the problems in ``prompts``.
+
+    Raises:
+        RairlError: naming a question that only one of the two files has.
+    """
+    asked, answered = {prompt.id for prompt in read_traces(prompts)}, set(questions(traces))
+    if asked != answered:
+        odd = min(asked ^ answered)
+        where = f"{path} has no candidate for" if odd in asked else f"{path} has candidates for an unknown"
+        raise RairlError(f"{where} question {odd!r} of {prompts}; run the sample stage again")
+
+
 def questions(traces: Sequence[Trace]) -> list[str]:
     """The question key of each trace: the unit of resampling."""
     return [trace.question for trace in traces]

@@ -66,8 +66,8 @@ def sample_figures(
     groups = questions(traces)
     figures = {}
     for k in ks:
-        values = pass_at_k_per_question(traces, k)
-        figures[f"{prefix}.pass@{k}"] = bootstrap_mean(list(values.values()), list(values), draws=draws, seed=seed)
+        rates = pass_at_k_per_question(traces, k)
+        figures[f"{prefix}.pass@{k}"] = bootstrap_mean(list(rates.values()), list(rates), draws=draws, seed=seed)
     rows: dict[str, Sequence[float] | None] = {
         "process": process_right(traces),
         "exact": [trace.gold is not None and grade(trace.text, trace.gold, exact=True) for trace in traces],

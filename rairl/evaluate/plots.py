@@ -1,0 +1,210 @@
+"""Plots as PNG files, error bars on every point, in colours that stay apart for colour-blind readers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rairl.stats import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#000000")
+"""Okabe and Ito's palette, the yellow left out (unreadable on white)."""
+MARKERS = "osD^vP*X"
+_DPI = 110
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    from matplotlib import pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the version stamp the same numbers give the same bytes, so DVC sees no change where there is none.
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def _errors(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Lengths of the error bars below and above: ``(2, n)``."""
+    return np.array([[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]).clip(min=0)
+
+
+def forest(
+    rows: Mapping[str, Estimate], path: Path, *, label: str, reference: float | None = None, strong: Sequence[str] = ()
+) -> Path:
+    """One horizontal error bar per row, first row on top, with its number beside it.
+
+    Args:
+        rows: label of the row to its figure.
+        path: PNG to write.
+        label: of the axis.
+        reference: where to draw a line, such as chance.
+        strong: rows in the accent colour.
+    """
+    figure, axes = _figure(6.4, 0.9 + 0.34 * len(rows))
+    axis = axes[0, 0]
+    for at, (name, estimate) in enumerate(rows.items()):
+        colour = COLOURS[1] if name in strong else COLOURS[0]
+        axis.errorbar(
+            estimate.value, at, xerr=_errors([estimate]), fmt="o", color=colour, capsize=3, markersize=5, linewidth=1.5
+        )
+        axis.annotate(
+            f"{estimate.value:.3f}",
+            (1.01, at),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+            color=colour,
+        )
+    if reference is not None:
+        axis.axvline(reference, color="#333333", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel(label)
+    return _save(figure, path)
+
+
+def curves(
+    series: Mapping[str, Mapping[int, Estimate]],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    reference: float | None = None,
+) -> Path:
+    """Lines over a doubling axis (N or k), an error bar on every point.
+
+    Args:
+        series: label of the line to ``{x: figure}``.
+    """
+    figure, axes = _figure(6.4, 4.2)
+    axis = axes[0, 0]
+    ticks = sorted({x for line in series.values() for x in line})
+    for index, (name, line) in enumerate(series.items()):
+        xs = sorted(line)
+        shift = 1 + 0.012 * (index - len(series) / 2)  # so that error bars do not hide one another
+        axis.errorbar(
+            [x * shift for x in xs],
+            [line[x].value for x in xs],
+            yerr=_errors([line[x] for x in xs]),
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle="-" if index < len(COLOURS) else ":",
+            capsize=2,
+            markersize=5,
+            linewidth=1.4,
+            label=name,
+        )
+    if reference is not None:
+        axis.axhline(reference, color="#333333", linestyle="--", linewidth=1)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [str(x) for x in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.legend(fontsize=8, frameon=False, ncols=2 if len(series) > 4 else 1)
+    return _save(figure, path)
+
+
+def groups(
+    series: Mapping[str, Mapping[str, Estimate]], path: Path, *, ylabel: str, reference: float | None = None
+) -> Path:
+    """Points side by side per place on the x axis, an error bar on each.
+
+    Args:
+        series: label of the colour to ``{place: figure}``.
+    """
+    figure, axes = _figure(6.4, 4.2)
+    axis = axes[0, 0]
+    places = list(dict.fromkeys(place for line in series.values() for place in line))
+    for index, (name, line) in enumerate(series.items()):
+        mine = [place for place in places if place in line]
+        axis.errorbar(
+            [places.index(place) + 0.6 * ((index + 0.5) / len(series) - 0.5) for place in mine],
+            [line[place].value for place in mine],
+            yerr=_errors([line[place] for place in mine]),
+            fmt=MARKERS[index % len(MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            capsize=3,
+            markersize=6,
+            linewidth=1.5,
+            label=name,
+        )
+    if reference is not None:
+        axis.axhline(reference, color="#333333", linestyle="--", linewidth=1)
+    axis.set_xticks(range(len(places)), places)
+    axis.set_xlim(-0.6, len(places) - 0.4)
+    axis.set_ylabel(ylabel)
+    axis.legend(fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def histories(rows: Sequence[Mapping[str, float]], path: Path, *, columns: int = 3) -> Path:
+    """Small multiples of a training history: one panel per quantity, over ``step``.
+
+    Args:
+        rows: one dict per record with ``step`` and path-like keys; a key need not be in every row. Keys that differ in
+            their last part only (``critic/accuracy/expert``, ``critic/accuracy/policy``) share a panel.
+        path: PNG to write.
+        columns: panels per line.
+    """
+    panels = history_panels(rows)
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(3.3 * columns, 2.3 * lines, lines, columns)
+    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
+        _history_panel(axis, title, keys, rows)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    return _save(figure, path)
+
+
+def history_panels(rows: Sequence[Mapping[str, float]]) -> dict[str, list[str]]:
+    """Title of each panel to its keys, in order of first appearance; see :func:`histories`."""
+    panels: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for row in rows for key, value in row.items() if _is_number(value)):
+        if key != "step":
+            title = key.rsplit("/", 1)[0] if key.count("/") > 1 else key
+            panels.setdefault(title, []).append(key)
+    return panels
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _history_panel(axis: Axes, title: str, keys: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
+    for index, key in enumerate(keys):
+        points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
+        axis.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
+            linewidth=1.2,
+            label=key.rsplit("/", 1)[-1],
+        )
+    axis.set_title(title, fontsize=9)
+    axis.tick_params(labelsize=7)
+    if len(keys) > 1:
+        axis.legend(fontsize=6, frameon=False)

@@ -1,0 +1,141 @@
+"""Stage localise: does the reward point at the first wrong step better than chance, length, or a language model?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rairl.errors import RairlError
+from rairl.evaluate import plots as draw
+from rairl.evaluate.candidates import candidates_path, reference_policy
+from rairl.evaluate.localise import (
+    detection_figures,
+    first_error,
+    first_error_or_none,
+    located_figures,
+    logprob_predictions,
+    trivial_predictions,
+)
+from rairl.params import Params
+from rairl.stats import Estimate
+from rairl.traces import Trace, read_traces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rairl.models.reward import RewardModel
+    from rairl.tracking import Run
+
+NATURAL = "natural"
+"""Name of the set of a policy's own traces whose steps the dataset's oracle has checked."""
+
+
+def localise(
+    params: Params, run: Run, *, data: Path, candidates: Path, reward: Path, sft: Path, scores: Path, plots: Path
+) -> dict[str, Estimate]:
+    """First-error figures on the SFT policy's own wrong traces and on every ``data/labelled_<set>.jsonl``.
+
+    ``localise.<set>.<method>.<exact|within1>`` given an error exists, ``localise.<set>.<method>.<acc_error|acc_correct|
+    f1>`` without that knowledge (the threshold was chosen on dev). The set ``natural`` has no ``<set>.`` in its names;
+    where it does not exist the first labelled set gives the headline under its short names as well. Writes the reads
+    and the predictions to ``scores/<set>.json``.
+
+    Raises:
+        RairlError: for a file without labels.
+    """
+    from rairl.models.policy import load_policy
+    from rairl.models.reward import RewardModel
+
+    model, policy = RewardModel.from_pretrained(reward), load_policy(sft)
+    figures: dict[str, Estimate] = {}
+    plots.mkdir(parents=True, exist_ok=True)
+    scores.mkdir(parents=True, exist_ok=True)
+    for number, (name, traces) in enumerate(labelled_sets(data, candidates, logged=params.logged).items()):
+        prefix = "localise" if name == NATURAL else f"localise.{name}"
+        found = _figures(traces, model, policy, prefix, scores / f"{name}.json", params)
+        _plot(found, prefix, plots / f"{name}.png")
+        figures |= found
+        if number == 0:
+            figures |= {f"localise{key.removeprefix(prefix)}": figure for key, figure in found.items()}
+    run.log_artifact(plots)
+    return figures
+
+
+def labelled_sets(data: Path, candidates: Path, *, logged: bool) -> dict[str, list[Trace]]:
+    """Name to traces with known first errors, the headline set first; sets without any wrong trace are left out.
+
+    Raises:
+        RairlError: naming file and trace when a labelled file has a row without a label.
+    """
+    sets = {}
+    path = candidates_path(candidates, reference_policy(logged=logged), "test")
+    sets[NATURAL] = [trace for trace in read_traces(path) if trace.labelled]
+    for path in sorted(data.glob("labelled_*.jsonl")):
+        traces = read_traces(path)
+        for trace in traces:
+            if not trace.labelled:
+                raise RairlError(
+                    f"{path}: trace {trace.id!r} has no label; set 'first_error', or 'labelled' if it has none"
+                )
+        sets[path.stem.removeprefix("labelled_")] = traces
+    return {name: traces for name, traces in sets.items() if any(trace.first_error is not None for trace in traces)}
+
+
+def _figures(
+    traces: list[Trace],
+    model: RewardModel,
+    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    prefix: str,
+    path: Path,
+    params: Params,
+) -> dict[str, Estimate]:
+    from rairl.models.policy import step_logprobs
+
+    calibration = model.calibration
+    sampling = {"draws": params.report.bootstrap, "seed": params.seed}
+    reads = model.score(traces, progress=True)
+    wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
+    guesses = {row: first_error(reads[row].steps, calibration.locator) for row in wrong}
+    predictions: dict[str, list[int]] = {"reward": [guesses[row] for row in wrong]}
+    likelihoods = step_logprobs(*policy, [traces[row] for row in wrong], progress=True)
+    for row, likelihood in zip(wrong, likelihoods, strict=True):
+        others = logprob_predictions(likelihood.steps, likelihood.mean_steps) | trivial_predictions(traces[row])
+        for method, step in others.items():
+            predictions.setdefault(method, []).append(step)
+    figures = located_figures([traces[row] for row in wrong], predictions, prefix, **sampling)
+    chance = [1 / (len(trace.steps) + 1) for trace in traces]
+    figures |= detection_figures(traces, chance, f"{prefix}.chance", **sampling)
+    flagged: list[int | None] = [None] * len(traces)
+    if calibration.threshold is not None:
+        flagged = [first_error_or_none(read.steps, calibration.locator, calibration.threshold) for read in reads]
+        hits = [float(at == trace.first_error) for at, trace in zip(flagged, traces, strict=True)]
+        figures |= detection_figures(traces, hits, f"{prefix}.reward", **sampling)
+    rows = {
+        trace.id: {
+            "steps": [round(float(value), 4) for value in read.steps],
+            "last": round(float(read.last), 4),
+            "first_error": trace.first_error,
+            "predicted": guesses.get(row),
+            "flagged": flagged[row],
+        }
+        for row, (trace, read) in enumerate(zip(traces, reads, strict=True))
+    }
+    path.write_text(
+        json.dumps({"locator": calibration.locator, "traces": rows}, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    return figures
+
+
+METHODS = ("reward", "logprob_drop", "logprob_sum", "logprob_change", "longest", "first", "last", "chance")
+"""Methods in the order of tables and plots."""
+
+
+def _plot(figures: dict[str, Estimate], prefix: str, path: Path) -> None:
+    draw.forest(
+        {method: figures[f"{prefix}.{method}.exact"] for method in METHODS},
+        path,
+        label="exact first wrong step, given there is one",
+        reference=figures[f"{prefix}.chance.exact"].value,
+        strong=["reward"],
+    )

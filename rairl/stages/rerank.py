@@ -1,0 +1,121 @@
+"""Stage rerank: does the reward pick better answers than a vote, the policy's own likelihood, or plain length?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rairl.evaluate import plots as draw
+from rairl.evaluate.candidates import by_question, candidates_path, read_candidates, reference_policy, splits_of
+from rairl.evaluate.rerank import (
+    accuracy_by_source,
+    aggregate,
+    auroc_figures,
+    baseline_scores,
+    expected_accuracy,
+    rerank_figures,
+)
+from rairl.evaluate.training import powers_of_two
+from rairl.params import Params
+from rairl.stats import Estimate, bootstrap_mean, to_json
+
+if TYPE_CHECKING:
+    from rairl.models.reward import Calibration, Scores
+    from rairl.traces import Trace
+    from rairl.tracking import Run
+
+
+def rerank(
+    params: Params, run: Run, *, data: Path, candidates: Path, reward: Path, scores: Path, plots: Path
+) -> dict[str, Estimate]:
+    """Expected accuracy of every selector at N = ``rerank.n``, with the reward's paired differences.
+
+    The headline ``rerank.<selector>`` ranks the SFT policy's test candidates (with logged traces: the held-out logged
+    ones, where ``model_name`` joins the baselines); ``rerank.<split>.<selector>`` the other splits, and
+    ``rerank.on_rairl.<selector>`` the R-AIRL policy's own candidates. Within-question AUROC under ``.auroc.<what>``.
+    Writes all scores to ``scores/<policy>.<split>.json`` and the accuracy over N to ``plots/curves.json``.
+
+    Raises:
+        RairlError: for candidates that are missing, not judged, without log-probability, or fewer than ``rerank.n``.
+    """
+    from rairl.models.reward import RewardModel
+
+    model = RewardModel.from_pretrained(reward)
+    sampling = {"draws": params.report.bootstrap, "seed": params.seed}
+    model_accuracy = accuracy_by_source(read_candidates(data / "logged_train.jsonl")) if params.logged else None
+    ns = powers_of_two(params.rerank.n)
+    figures: dict[str, Estimate] = {}
+    curves: dict[str, dict[str, dict[int, Estimate]]] = {}
+    for policy, split, prefix in contests(candidates, logged=params.logged):
+        path = candidates_path(candidates, policy, split)
+        traces = read_candidates(path)
+        reads = model.score(traces, progress=True)
+        save_scores(scores / f"{policy}.{split}.json", traces, reads, model.calibration)
+        table = {"reward": [aggregate(read.steps, read.last, model.calibration.aggregator) for read in reads]}
+        table |= baseline_scores(traces, path, model_accuracy)
+        accuracy = expected_accuracy(traces, table, ns)
+        keys = list(by_question(traces))
+        figures |= rerank_figures(accuracy, keys, params.rerank.n, prefix, **sampling)
+        figures |= auroc_figures(traces, table, f"{prefix}.auroc", **sampling)
+        curves[prefix] = {
+            name: {n: bootstrap_mean(values[n], keys, **sampling) for n in ns} for name, values in accuracy.items()
+        }
+    _plot(figures, curves, plots)
+    run.log_artifact(plots)
+    return figures
+
+
+def contests(candidates: Path, *, logged: bool) -> list[tuple[str, str, str]]:
+    """(policy, split, prefix of the figures) of every set of candidates that is ranked; the headline first."""
+    policy = reference_policy(logged=logged)
+    found = [
+        (policy, split, "rerank" if split == "test" else f"rerank.{split}")
+        for split in ["test", *(split for split in splits_of(candidates, policy) if split != "test")]
+    ]
+    return found if logged else [*found, ("rairl", "test", "rerank.on_rairl")]
+
+
+def save_scores(path: Path, traces: Sequence[Trace], reads: Sequence[Scores], calibration: Calibration) -> None:
+    """Write ``{"aggregator", "locator", "threshold", "traces": {id: {"steps", "last", "score"}}}``."""
+    rows = {
+        trace.id: {
+            "steps": [round(float(value), 4) for value in read.steps],
+            "last": round(float(read.last), 4),
+            "score": round(aggregate(read.steps, read.last, calibration.aggregator), 4),
+        }
+        for trace, read in zip(traces, reads, strict=True)
+    }
+    card = {name: getattr(calibration, name) for name in ("aggregator", "locator", "threshold")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**card, "traces": rows}, allow_nan=False) + "\n", encoding="utf-8")
+
+
+SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "shortest", "random")
+"""Selectors drawn in the plots; the figures have them all."""
+
+
+def _plot(figures: dict[str, Estimate], curves: dict[str, dict[str, dict[int, Estimate]]], plots: Path) -> None:
+    plots.mkdir(parents=True, exist_ok=True)
+    rows = {
+        prefix: {name: to_json({str(n): value for n, value in line.items()}) for name, line in lines.items()}
+        for prefix, lines in curves.items()
+    }
+    (plots / "curves.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    for prefix, lines in curves.items():
+        if prefix in ("rerank", "rerank.on_rairl"):
+            draw.curves(
+                {name: lines[name] for name in SHOWN if name in lines},
+                plots / f"{prefix.removeprefix('rerank').strip('.') or 'curve'}.png",
+                xlabel="N (candidates to choose from)",
+                ylabel="expected accuracy",
+            )
+    names = [name for name in (*SHOWN, "logprob_sum", "longest") if f"rerank.{name}" in figures]
+    draw.forest(
+        {name: figures[f"rerank.{name}"] for name in sorted(names, key=lambda name: -figures[f"rerank.{name}"].value)},
+        plots / "selectors.png",
+        label=f"expected accuracy, best of {figures['rerank.n'].value:.0f}",
+        reference=figures["rerank.random"].value,
+        strong=["reward"],
+    )

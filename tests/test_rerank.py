@@ -1,0 +1,188 @@
+"""Selection among candidates: exact expectations against enumeration, and against published reference numbers."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rairl.errors import RairlError
+from rairl.evaluate.rerank import (
+    accuracy_by_source,
+    aggregate,
+    auroc_figures,
+    baseline_scores,
+    best_of_n,
+    expected_accuracy,
+    majority_of_n,
+    rerank_figures,
+)
+from rairl.stats import pass_at_k
+from rairl.traces import Trace
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
+rows = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7)
+
+
+def naive_best(scores, correct, n):
+    """Every N-subset, ties shared, one after the other."""
+    picks = []
+    for subset in combinations(range(len(scores)), n):
+        top = max(scores[i] for i in subset)
+        picks.append(np.mean([correct[i] for i in subset if scores[i] == top]))
+    return np.mean(picks)
+
+
+def naive_majority(answers, correct, n):
+    picks = []
+    for subset in combinations(range(len(answers)), n):
+        votes = [answers[i] for i in subset if answers[i] is not None]
+        counts = {answer: votes.count(answer) for answer in votes}
+        winners = [answer for answer, count in counts.items() if count == max(counts.values())]
+        picks.append(
+            np.mean([np.mean([c for a, c in zip(answers, correct, strict=True) if a == w]) for w in winners])
+            if winners
+            else 0.0
+        )
+    return np.mean(picks)
+
+
+def test_best_of_n_by_hand():
+    # Sorted: right, wrong, right. N=2: the best wins C(2,1)/C(3,2) = 2/3, the second 1/3, the worst never.
+    assert best_of_n([3, 2, 1], [True, False, True], 2) == pytest.approx(2 / 3)
+    assert best_of_n([3, 2, 1], [True, False, True], 1) == pytest.approx(2 / 3)
+    assert best_of_n([3, 2, 1], [True, False, True], 3) == 1
+    assert best_of_n([1, 2, 3], [True, False, False], 3) == 0
+    assert best_of_n([5, 5, 1], [True, False, True], 3) == 0.5
+
+
+@given(rows, st.data())
+@settings(max_examples=150, deadline=None)
+def test_best_of_n_is_the_mean_over_all_subsets(table, data):
+    scores, correct = [score for score, _ in table], [right for _, right in table]
+    n = data.draw(st.integers(1, len(table)))
+    assert best_of_n(scores, correct, n) == pytest.approx(naive_best(scores, correct, n))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=16), st.data())
+@settings(max_examples=60, deadline=None)
+def test_an_oracle_score_gives_pass_at_n_and_a_constant_one_the_mean(correct, data):
+    n = data.draw(st.integers(1, len(correct)))
+    assert best_of_n(correct, correct, n) == pytest.approx(pass_at_k(len(correct), sum(correct), n))
+    assert best_of_n([0] * len(correct), correct, n) == pytest.approx(np.mean(correct))
+
+
+def test_majority_by_hand():
+    answers, correct = ["7", "7", "8", None], [True, True, False, False]
+    assert majority_of_n(answers, correct, [4]) == [1.0]
+    # N=2: {7,7} 1, {7,8} twice 1/2, {7,-} twice 1, {8,-} 0: 4 of 6.
+    assert majority_of_n(answers, correct, [2]) == [pytest.approx(4 / 6)]
+    assert majority_of_n([None, None], [False, False], [1, 2]) == [0.0, 0.0]
+    assert majority_of_n(["7", "8"], [True, False], [2]) == [0.5]
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=1, max_size=8), st.sampled_from("abz"))
+@settings(max_examples=150, deadline=None)
+def test_majority_is_the_mean_over_all_subsets(answers, gold):
+    correct = [answer == gold for answer in answers]
+    ns = list(range(1, len(answers) + 1))
+    expected = [naive_majority(answers, correct, n) for n in ns]
+    assert majority_of_n(answers, correct, ns) == pytest.approx(expected)
+    assert majority_of_n(answers, correct, [len(answers)]) == pytest.approx(expected[-1:])
+
+
+def test_more_candidates_than_there_are_is_refused():
+    with pytest.raises(RairlError, match="best-of-4 needs at least 4 candidates"):
+        best_of_n([1, 2], [True, False], 4)
+    with pytest.raises(RairlError, match="best-of-3"):
+        majority_of_n(["1", "2"], [True, False], [3])
+
+
+def test_aggregators():
+    steps = np.array([2.0, -1.0, 0.5])
+    assert aggregate(steps, 9.0, "last") == 9.0
+    assert aggregate(steps, 9.0, "mean") == pytest.approx(0.5)
+    assert aggregate(steps, 9.0, "min") == -1.0
+    assert aggregate(np.zeros(0), 9.0, "min") == 9.0
+    with pytest.raises(RairlError, match="aggregator 'best' is unknown"):
+        aggregate(steps, 9.0, "best")
+
+
+def candidate(question, k, text, *, right, answer, logprob=-4.0, tokens=2, source="m"):
+    return Trace(
+        f"{question}/{k}", f"problem {question}", text, answer=answer, correct=right, source=source, group=question,
+        meta={"logprob": logprob, "tokens": tokens},
+    )  # fmt: skip
+
+
+CANDIDATES = [
+    candidate("a", 0, "xx", right=True, answer="1", logprob=-4.0, tokens=4, source="m"),
+    candidate("a", 1, "x", right=False, answer="2", logprob=-2.0, tokens=1, source="w"),
+    candidate("b", 0, "xxx", right=False, answer="3", logprob=-9.0, tokens=3, source="m"),
+    candidate("b", 1, "xxxx", right=True, answer="5.0", logprob=-4.0, tokens=4, source="w"),
+]
+
+
+def test_baselines_by_hand(tmp_path):
+    scores = baseline_scores(CANDIDATES, tmp_path / "f", {"m": 0.9, "w": 0.2})
+    table = expected_accuracy(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, [1, 2])
+    means = {name: values[2].mean() for name, values in table.items()}
+    assert means == {
+        "reward": 1.0, "random": 0.5, "logprob": 1.0, "logprob_sum": 0.5, "shortest": 0.0, "longest": 1.0,
+        "oracle": 1.0, "model_name": 0.5, "majority": 0.5,
+    }  # fmt: skip
+    assert all(values[1].mean() == 0.5 for values in table.values())
+    figures = rerank_figures(table, ["a", "b"], 2, "rerank", draws=100, seed=0)
+    assert figures["rerank.reward"].value == 1
+    assert figures["rerank.n"] == (2, 2, 2, 1)
+    assert figures["rerank.reward-random"].value == 0.5
+    assert 0 < figures["rerank.reward-random.p"].value <= 1
+    assert "rerank.reward-oracle" not in figures
+    aurocs = auroc_figures(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, "rerank.auroc", draws=100, seed=0)
+    assert {name: figure.value for name, figure in aurocs.items()} == {
+        "rerank.auroc.reward": 1, "rerank.auroc.logprob": 1, "rerank.auroc.length": 1, "rerank.auroc.model_name": 0.5,
+    }  # fmt: skip
+
+
+def test_equal_answers_in_different_words_vote_together(tmp_path):
+    traces = [
+        candidate("a", 0, "x", right=True, answer="1,000"),
+        candidate("a", 1, "x", right=True, answer="$1000.00"),
+        candidate("a", 2, "x", right=False, answer="7"),
+    ]
+    assert expected_accuracy(traces, {}, [3])["majority"][3] == [1.0]
+
+
+def test_model_accuracy_comes_from_other_questions(tmp_path):
+    assert accuracy_by_source(CANDIDATES) == {"m": 0.5, "w": 0.5}
+    with pytest.raises(RairlError, match="trace 'a/1': source 'w' has no traces"):
+        baseline_scores(CANDIDATES, tmp_path / "f", {"m": 0.9})
+
+
+def test_a_question_with_too_few_candidates_is_named():
+    with pytest.raises(RairlError, match=r"question 'a' has 2 candidates but rerank\.n asks for 4"):
+        expected_accuracy(CANDIDATES, {}, [1, 2, 4])
+
+
+@pytest.mark.skipif(not (DATA / "gsm8k").exists(), reason="../shared/data/gsm8k is not here")
+def test_reference_numbers_of_the_gsm8k_model_solutions(tmp_path):
+    """Published for this file: random .379, shortest / longest .341 / .394, strongest model .563, oracle .672;
+    within-question AUROC of length .540 and of the model's name .793, over 731 questions."""
+    traces = []
+    for number, line in enumerate((DATA / "gsm8k" / "model_solutions.jsonl").read_text().splitlines()):
+        row = json.loads(line)
+        for name, solution in row.items():
+            if isinstance(solution, dict):
+                text, right = solution["solution"], solution["is_correct"]
+                traces.append(candidate(str(number), name, text, right=right, answer=text[-1:], source=name))
+    scores = baseline_scores(traces, tmp_path / "f", accuracy_by_source(traces))
+    means = {name: values[4].mean() for name, values in expected_accuracy(traces, scores, [4]).items()}
+    expected = {"random": 0.379, "shortest": 0.341, "longest": 0.394, "model_name": 0.563, "oracle": 0.672}
+    assert {name: means[name] for name in expected} == pytest.approx(expected, abs=0.001)
+    aurocs = auroc_figures(traces, scores, "auroc", draws=100, seed=0)
+    assert aurocs["auroc.length"].value == pytest.approx(0.540, abs=0.001)
+    assert aurocs["auroc.model_name"].value == pytest.approx(0.793, abs=0.001)
+    assert aurocs["auroc.length"].n == 731

@@ -1,0 +1,149 @@
+"""Figures of policies, against hand-worked tables."""
+
+import pytest
+
+from rairl.errors import RairlError
+from rairl.evaluate.candidates import (
+    candidates_path,
+    logprob,
+    meta_number,
+    read_candidates,
+    require_answered,
+    splits_of,
+)
+from rairl.evaluate.training import (
+    compare,
+    greedy_figure,
+    pass_at_k_per_question,
+    powers_of_two,
+    process_right,
+    sample_figures,
+    samples_per_question,
+)
+from rairl.traces import Trace, locate_steps, write_traces
+
+
+def solved(question: str, number: int, *, right: bool, error: int | None = None, labelled: bool = True) -> Trace:
+    text = f"<think>\none\ntwo\n</think>\n<answer>\n{'7' if right else '8'}\n</answer>"
+    return Trace(
+        id=f"{question}/{number}",
+        problem=f"problem {question}",
+        text=text,
+        steps=locate_steps(text, ["one", "two"]),
+        answer="7" if right else "8",
+        gold="7",
+        correct=right,
+        first_error=error,
+        labelled=labelled,
+        group=question,
+        meta={"logprob": -6.0, "tokens": 12},
+    )
+
+
+def sampled(**rights: list[bool]) -> list[Trace]:
+    return [solved(q, i, right=right) for q, row in rights.items() for i, right in enumerate(row)]
+
+
+def test_pass_at_k_per_question_by_hand():
+    traces = sampled(a=[True, False, False, False], b=[False] * 4, c=[True, True, False, False])
+    assert pass_at_k_per_question(traces, 1) == {"a": 0.25, "b": 0.0, "c": 0.5}
+    assert pass_at_k_per_question(traces, 2) == {"a": pytest.approx(0.5), "b": 0.0, "c": pytest.approx(5 / 6)}
+    assert pass_at_k_per_question(traces, 4) == {"a": 1.0, "b": 0.0, "c": 1.0}
+    with pytest.raises(RairlError, match="pass@5"):
+        pass_at_k_per_question(traces, 5)
+
+
+def test_ks_go_up_to_the_scarcest_question():
+    assert powers_of_two(16) == [1, 2, 4, 8, 16]
+    assert powers_of_two(12) == [1, 2, 4, 8, 12]
+    assert powers_of_two(1) == [1]
+    assert samples_per_question(sampled(a=[True] * 3, b=[True] * 2)) == 2
+
+
+def test_a_right_answer_by_a_wrong_step_is_not_a_right_process():
+    traces = [
+        solved("a", 0, right=True),
+        solved("a", 1, right=True, error=1),
+        solved("a", 2, right=False, error=0),
+        solved("a", 3, right=False, labelled=False),
+    ]
+    assert process_right(traces) == [True, False, False, False]
+    assert process_right([*traces, solved("a", 4, right=True, labelled=False)]) is None
+
+
+def test_sample_figures(tmp_path):
+    traces = sampled(a=[True, False], b=[True, True])
+    figures = sample_figures(traces, "posttrain.sft", tmp_path / "f", [1, 2], draws=200, seed=0)
+    assert set(figures) == {
+        f"posttrain.sft.{name}" for name in ("pass@1", "pass@2", "exact", "process", "format", "length")
+    }
+    assert figures["posttrain.sft.pass@1"].value == 0.75
+    assert figures["posttrain.sft.pass@1"].n == 2
+    assert figures["posttrain.sft.pass@2"].value == 1.0
+    assert figures["posttrain.sft.exact"].value == 0.75
+    assert figures["posttrain.sft.length"].value == 12
+
+
+def test_lenient_and_exact_checker_part_ways_on_form(tmp_path):
+    text = "one\nThe answer is 7.0"
+    loose = Trace("q/0", "p", text, locate_steps(text, ["one"]), "7.0", "7", True, group="q", meta={"tokens": 5})
+    figures = sample_figures([loose], "x", tmp_path / "f", [1], draws=100, seed=0)
+    assert figures["x.pass@1"].value == 1
+    assert figures["x.exact"].value == 0
+    assert "x.process" not in figures
+
+
+def test_unreadable_answers_lower_the_format_rate(tmp_path):
+    mute = Trace("q/0", "p", "no end", answer=None, gold="7", correct=False, group="q", meta={"tokens": 3})
+    figures = sample_figures([mute, *sampled(a=[True])], "x", tmp_path / "f", [1], draws=100, seed=0)
+    assert figures["x.format"].value == 0.5
+
+
+def test_greedy_accuracy():
+    assert greedy_figure(sampled(a=[True], b=[False], c=[True]), draws=100, seed=0).value == pytest.approx(2 / 3)
+
+
+def test_policies_are_compared_on_the_same_questions():
+    sft = sampled(**{f"q{i}": [False, i % 2 == 0] for i in range(40)})
+    rairl = sampled(**{f"q{i}": [True, i % 2 == 0] for i in range(40)})
+    figures = compare({"sft": sft, "rairl": rairl}, None, draws=500, seed=0)
+    assert set(figures) == {"posttrain.rairl-sft.pass@1", "posttrain.rairl-sft.pass@1.p"}
+    assert figures["posttrain.rairl-sft.pass@1"] == (0.5, 0.5, 0.5, 40)
+    assert figures["posttrain.rairl-sft.pass@1.p"].value < 0.001
+    assert "posttrain.rairl-sft.ood_x.pass@1" in compare({"sft": sft, "rairl": rairl}, "ood_x", draws=100, seed=0)
+    with pytest.raises(RairlError, match="'q39'"):
+        compare({"sft": sft[:-2], "rairl": rairl}, None, draws=100, seed=0)
+
+
+def test_a_missing_logprob_is_an_error_that_names_file_and_trace(tmp_path):
+    trace = Trace("q/3", "p", "text", group="q", meta={"tokens": 4})
+    with pytest.raises(RairlError, match=r"sft\.test\.jsonl: trace 'q/3': field 'meta.logprob' is missing"):
+        logprob(trace, tmp_path / "sft.test.jsonl", mean=True)
+    broken = Trace("q/3", "p", "text", group="q", meta={"logprob": float("nan"), "tokens": 4})
+    with pytest.raises(RairlError, match="is nan"):
+        meta_number(broken, "logprob", tmp_path / "f")
+    fine = Trace("q/3", "p", "text", group="q", meta={"logprob": -8.0, "tokens": 4})
+    assert logprob(fine, tmp_path / "f", mean=True) == -2.0
+    assert logprob(fine, tmp_path / "f", mean=False) == -8.0
+    with pytest.raises(RairlError, match="at least 1"):
+        logprob(Trace("q", "p", "t", meta={"logprob": -8.0, "tokens": 0}), tmp_path / "f", mean=True)
+
+
+def test_candidates_files(tmp_path):
+    for name in ("sft.ood_b", "sft.ood_a", "sft.test", "sft.test.greedy", "sft.dev", "rairl.test"):
+        (tmp_path / f"{name}.jsonl").touch()
+    assert splits_of(tmp_path, "sft") == ["test", "ood_a", "ood_b"]
+    assert splits_of(tmp_path, "rairl") == ["test"]
+    assert candidates_path(tmp_path, "sft", "test", greedy=True).exists()
+    write_traces(tmp_path / "x.jsonl", [Trace("q/0", "p", "text", group="q")])
+    with pytest.raises(RairlError, match="trace 'q/0' has no 'correct'"):
+        read_candidates(tmp_path / "x.jsonl")
+
+
+def test_candidates_must_cover_the_questions(tmp_path):
+    write_traces(tmp_path / "test.jsonl", [Trace("a", "pa", gold="1"), Trace("b", "pb", gold="1")])
+    require_answered(sampled(a=[True], b=[True]), tmp_path / "test.jsonl", tmp_path / "c")
+    with pytest.raises(RairlError, match="no candidate for question 'b'"):
+        require_answered(sampled(a=[True]), tmp_path / "test.jsonl", tmp_path / "c")
+    with pytest.raises(RairlError, match="unknown question 'z'"):
+        require_answered(sampled(a=[True], b=[True], z=[True]), tmp_path / "test.jsonl", tmp_path / "c")
