@@ -93,7 +93,12 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with only the fields that are set; spans as ``[start, end]`` pairs."""
-        row = {key: value for key, value in asdict(self).items() if value not in (None, "", (), {}, False)}
+        # False by identity: a first_error of 0 equals it
+        row = {
+            key: value
+            for key, value in asdict(self).items()
+            if value is not None and value is not False and value not in ("", (), {})
+        }
         row["id"], row["problem"] = self.id, self.problem
         if self.steps:
             row["steps"] = [[step.start, step.end] for step in self.steps]

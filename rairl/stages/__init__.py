@@ -184,7 +184,9 @@ def _replace(draft: Path, path: Path) -> None:
 
 def write_figures(path: Path, figures: Mapping[str, Estimate]) -> None:
     """Write ``{name: {"value", "low", "high", "n"}}`` atomically; a figure that is not a number is left out."""
-    rows = {key: figure._asdict() for key, figure in sorted(figures.items()) if not math.isnan(figure.value)}
+    from rairl.stats import to_json
+
+    rows = to_json({key: figure for key, figure in sorted(figures.items()) if not math.isnan(figure.value)})
     draft = path.with_name(path.name + ".part")
     draft.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     draft.replace(path)
