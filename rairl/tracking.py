@@ -49,7 +49,8 @@ _RETRY_SECONDS = 60.0  # doubles with each failure: a server that hangs costs it
 _BATCH = 1000  # most metrics that one MLflow request takes
 _PARAM_BATCH = 100
 _SETTINGS = {
-    # MLflow's own defaults (120 s, 7 retries with doubling pauses) would hold training up for minutes.
+    # MLflow's own defaults (120 s, 7 retries with doubling pauses) would hold training up for minutes. A large model
+    # behind a slow artifact proxy may need a longer timeout: what the user has set stays.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -281,11 +282,16 @@ class Run:
 
     def _warn(self, problem: str) -> None:
         if not self._warned:
-            hint = "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "mlflow.db in the project's folder"
+            where = (
+                "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "mlflow.db in the project's folder"
+            )
             logger.warning(
-                "%s. The stage goes on, and its metrics are still in %s; to have them in MLflow too, put %s right "
-                "and run the stage again.", problem, self._log_dir, hint,
-            )  # fmt: skip
+                "%s. The stage goes on, and its metrics are still in %s; what MLflow misses is sent if it answers "
+                "before the stage ends. Check %s.",
+                problem,
+                self._log_dir,
+                where,
+            )
         self._warned = True
 
     def _open(self, client: MlflowClient) -> None:
@@ -582,10 +588,12 @@ def _unreachable(error: BaseException) -> bool:
     from requests.exceptions import RequestException
     from sqlalchemy.exc import OperationalError
 
-    return any(isinstance(link, (RequestException, OperationalError)) for link in _chain(error))
+    return any(
+        isinstance(link, (RequestException, OperationalError, sqlite3.OperationalError)) for link in _chain(error)
+    )
 
 
 def _reason(error: BaseException) -> str:
     """The first line of the innermost message: of a refused connection the refusal, not the layers around it."""
     *_, root = _chain(error)
-    return (str(root).strip() or type(root).__name__).splitlines()[0][:200]
+    return (str(root).strip() or type(root).__name__).splitlines()[0][:300]
