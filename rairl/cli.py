@@ -214,7 +214,13 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing", "database or disk is full")
+_FULL = (
+    "No space left on device",
+    "os error 28",
+    "PytorchStreamWriter failed writing",
+    "unexpected pos",
+    "database or disk is full",
+)
 
 
 def _disk_full(error: BaseException | None) -> bool:

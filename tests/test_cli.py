@@ -1,0 +1,311 @@
+"""The command line as a user meets it: real processes, their messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from importlib.metadata import entry_points, metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rairl import __version__
+from rairl.evaluate.apply import localise_rows, read_own, rerank_accuracy, rerank_rows, score_rows
+from rairl.models.reward import Calibration, Scores
+from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES
+from rairl.traces import Trace, write_traces
+
+ROOT = Path(__file__).parents[1]
+RAIRL = [sys.executable, "-m", "rairl.cli"]
+
+
+def rairl(*words: str | Path, cwd: Path = ROOT, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RAIRL, *map(str, words)], cwd=cwd, capture_output=True, text=True, **more)
+
+
+def test_the_package_installs_with_its_entry_point() -> None:
+    [script] = entry_points(group="console_scripts", name="rairl")
+    assert script.value == "rairl.cli:main"
+    about = metadata("rairl")
+    assert about["Name"] == "rairl"
+    assert about["Version"] == __version__
+    assert about["License-Expression"] == "Apache-2.0"
+
+
+def test_help_names_every_command_and_stage() -> None:
+    text = rairl("--help").stdout
+    for command in ("stage", "run", "params", "score", "rerank", "localise", "summary", "ui"):
+        assert f" {command} " in text
+    text = rairl("stage", "--help").stdout
+    for name in STAGES:
+        assert f" {name} " in text
+    assert set(ABOUT) == set(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_stage_has_an_option_per_path(name: str) -> None:
+    text = rairl("stage", name, "--help", env={**os.environ, "COLUMNS": "200"}).stdout
+    for arg in ("params", "root", *INPUTS[name], *OUTPUTS[name]):
+        assert f"--{arg.replace('_', '-')} " in text
+
+
+def test_a_users_mistake_ends_with_a_message_and_code_2(tmp_path: Path) -> None:
+    done = rairl("stage", "sft", "--root", tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"error: stage sft needs {tmp_path / 'data'}, which does not exist; run `rairl stage prepare` first\n"
+    )
+    done = rairl("stage", "sft", "--params", tmp_path / "absent.yaml")
+    assert done.returncode == 2
+    assert "absent.yaml does not exist" in done.stderr
+    bad = tmp_path / "bad.yaml"
+    bad.write_text((ROOT / "params.yaml").read_text() + "\nsft_epochs: 3\n")
+    done = rairl("params", "--check", bad)
+    assert done.returncode == 2
+    assert "unknown key 'sft_epochs'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert rairl("stage", "nonsense").returncode == 2
+
+
+def test_presets_are_listed_printed_and_valid(tmp_path: Path) -> None:
+    names = rairl("params").stdout.split()
+    assert names == sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+    for name in names:
+        done = rairl("params", "--preset", name, check=True)
+        (tmp_path / "params.yaml").write_text(done.stdout)
+        assert "is valid" in rairl("params", "--check", tmp_path / "params.yaml", check=True).stderr
+    done = rairl("params", "--preset", "nonsense")
+    assert done.returncode == 2
+    assert "preset 'nonsense' is unknown" in done.stderr
+
+
+def test_summary_and_ui_say_what_is_missing(tmp_path: Path) -> None:
+    done = rairl("summary", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "metrics.json does not exist" in done.stderr
+    done = rairl("ui", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "mlflow.db does not exist" in done.stderr
+    done = rairl("ui", cwd=tmp_path, env={**os.environ, "MLFLOW_TRACKING_URI": "http://tracking.example"})
+    assert done.returncode == 0
+    assert "http://tracking.example" in done.stdout
+
+
+# --- the reward on a user's own traces --------------------------------------------------------------------------------
+
+
+class Fixed:
+    """A reward that reads the scores out of the traces' meta."""
+
+    calibration = Calibration(aggregator="mean", locator="drop", threshold=-1.5)
+
+    def score(self, traces: list[Trace], *, progress: bool = False) -> list[Scores]:
+        return [Scores(np.array(trace.meta["reads"], dtype=float), trace.meta["reads"][-1]) for trace in traces]
+
+
+def own(key: str, reads: list[float], **more: Any) -> Trace:
+    text = "\n".join(f"step {number}" for number in range(len(reads)))
+    row = {"id": key, "problem": "p", "text": text, "steps": text.split("\n"), "meta": {"reads": reads}, **more}
+    return Trace.from_json(row)
+
+
+def test_score_rows() -> None:
+    [row] = score_rows([own("a", [1.0, 3.0], group="q")], Fixed())  # type: ignore[arg-type]
+    assert row == {
+        "id": "a",
+        "group": "q",
+        "score": 2.0,
+        "steps": [{"text": "step 0", "score": 1.0}, {"text": "step 1", "score": 3.0}],
+    }
+
+
+def test_rerank_rows_and_accuracy() -> None:
+    traces = [
+        own("a1", [0.0, 1.0], group="a", answer="5", correct=False),
+        own("b1", [2.0, 2.0], group="b", answer="7", correct=True),
+        own("a2", [1.0, 1.0], group="a", answer="6", correct=True),
+        own("c1", [0.0, 0.0], group="c"),
+    ]
+    rows = list(rerank_rows(traces, Fixed()))  # type: ignore[arg-type]
+    assert rows[0] == {
+        "group": "a",
+        "best": "a2",
+        "answer": "6",
+        "ranking": [{"id": "a2", "score": 1.0}, {"id": "a1", "score": 0.5}],
+    }
+    assert [row["best"] for row in rows] == ["a2", "b1", "c1"]
+    assert rerank_accuracy(traces, rows) == (1.0, 0.75, 2)
+    assert rerank_accuracy(traces[3:], rows[2:]) is None
+
+
+def test_localise_rows() -> None:
+    # increments from the prior 0: (2, -1, -3) and (1, 0)
+    wrong, right = localise_rows([own("a", [2.0, 1.0, -2.0]), own("b", [1.0, 1.0])], Fixed())  # type: ignore[arg-type]
+    assert wrong == {"id": "a", "suspect": 2, "suspect_text": "step 2", "first_error": 2, "steps": [2.0, 1.0, -2.0]}
+    assert (right["suspect"], right["first_error"]) == (1, None)
+
+
+def test_steps_are_found_where_they_are_not_given(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"id": "tags", "problem": "p", "text": "<think>\none\ntwo\n</think>\n<answer>\n2\n</answer>"},
+        {"id": "lines", "problem": "p", "text": "one\ntwo"},
+        {"id": "sentences", "problem": "p", "text": "It is one. So it is two."},
+        {"id": "given", "problem": "p", "text": "one two", "steps": [[0, 7]]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [trace.step_texts() for trace in read_own(path)] == [
+        ["one", "two"],
+        ["one", "two"],
+        ["It is one.", "So it is two."],
+        ["one two"],
+    ]
+
+
+@pytest.mark.parametrize("command", ["score", "rerank", "localise"])
+def test_own_files_are_checked_before_the_model_is_loaded(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"id": "a", "problem": "p", "text": "x"}\n{"id": "b", "problem": "p", "txt": "x"}\n')
+    done = rairl(command, path, "--reward", tmp_path)
+    assert done.returncode == 2
+    assert f"{path}, line 2: field 'txt' is unknown" in done.stderr
+    done = rairl(command, path, "--reward", tmp_path, "--skip-bad")
+    assert done.returncode == 2
+    assert f"left out: {path}, line 2" in done.stderr
+    assert f"{tmp_path} holds no reward model" in done.stderr
+    write_traces(path, [Trace(id="a", problem="p")])
+    done = rairl(command, path, "--reward", tmp_path)
+    assert done.returncode == 2
+    assert "trace 'a' has no 'text'" in done.stderr
+
+
+# --- when it is stopped, or cannot go on ------------------------------------------------------------------------------
+
+
+STAGE = """
+    import sys, time
+    from types import ModuleType
+    import rairl.cli
+
+    def prepare(params, run, *, data):
+        data.mkdir()
+        (data / "half").write_text("half")
+        {body}
+
+    module = ModuleType("rairl.stages.prepare")
+    module.prepare = prepare
+    sys.modules["rairl.stages.prepare"] = module
+    rairl.cli.main()
+"""
+
+
+def in_place_of_prepare(body: str, folder: Path) -> list[str]:
+    """Command that runs stage prepare with another body; finished data is there already."""
+    (folder / "data").mkdir()
+    (folder / "data" / "demos.jsonl").write_text("finished")
+    code = textwrap.dedent(STAGE).replace("{body}", body)
+    params = ROOT / "tests" / "miniature.yaml"
+    return [sys.executable, "-c", code, "stage", "prepare", "--root", str(folder), "--params", str(params)]
+
+
+def kept(folder: Path) -> bool:
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in files if not name.startswith(("mlflow.db", "mlartifacts"))} == {"data/demos.jsonl"}
+
+
+@pytest.fixture
+def quiet_tracking() -> dict[str, str]:
+    """A tracking address that refuses at once: the store's own set-up would take seconds."""
+    return {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
+def test_an_interrupt_keeps_what_is_finished(tmp_path: Path, quiet_tracking: dict[str, str]) -> None:
+    command = in_place_of_prepare("print('started', flush=True); time.sleep(60)", tmp_path)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet_tracking)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; finished stages are kept; run the same command again to resume" in told
+    assert "Traceback" not in told
+    assert kept(tmp_path)
+
+
+def test_an_interrupted_real_stage_keeps_what_is_finished(tmp_path: Path, quiet_tracking: dict[str, str]) -> None:
+    params = ROOT / "tests" / "miniature.yaml"
+    rairl("stage", "prepare", "--root", tmp_path, "--params", params, env=quiet_tracking, check=True)
+    long = tmp_path / "long.yaml"
+    long.write_text(params.read_text().replace("corpus: 400", "corpus: 400000"))
+    command = [*RAIRL, "stage", "base", "--root", str(tmp_path), "--params", str(long)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=quiet_tracking)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "models").glob(".part-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in told
+    assert (tmp_path / "data" / "demos.jsonl").exists()
+    assert (tmp_path / "metrics" / "prepare.json").exists()
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_full_device_is_named(tmp_path: Path, quiet_tracking: dict[str, str]) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("/dev/full exists on Linux only")
+    command = in_place_of_prepare("open('/dev/full', 'wb', buffering=0).write(b'x')", tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet_tracking)
+    assert done.returncode == 1
+    assert "error: the disk is full; finished stages are kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert kept(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(data / 'x').write_bytes(bytes(2_000_000))",
+        "import torch; torch.save({'a': torch.zeros(500_000)}, data / 'x')",
+        "import torch, safetensors.torch as s; s.save_file({'a': torch.zeros(500_000)}, data / 'x')",
+    ],
+    ids=["file", "torch", "safetensors"],
+)
+def test_a_full_disk_is_named(tmp_path: Path, quiet_tracking: dict[str, str], body: str) -> None:
+    mount = f"mount -t tmpfs -o size=1m none {tmp_path}"
+    probe = ["unshare", "-rm", "sh", "-c", mount]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    small = tmp_path / "small"
+    small.mkdir()
+    command = shlex.join(in_place_of_prepare(body, small))
+    script = (
+        f"cp -r {small} {small}.files && mount -t tmpfs -o size=1m none {small} && cp -r {small}.files/. {small} && "
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{script} {command}; echo $?; find {small} -type f"],
+        capture_output=True,
+        text=True,
+        env=quiet_tracking,
+    )
+    assert "error: the disk is full; finished stages are kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.split() == ["1", f"{small}/data/demos.jsonl"]
+
+
+def test_a_bug_shows_its_traceback(tmp_path: Path, quiet_tracking: dict[str, str]) -> None:
+    done = subprocess.run(in_place_of_prepare("1 / 0", tmp_path), capture_output=True, text=True, env=quiet_tracking)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert kept(tmp_path)
