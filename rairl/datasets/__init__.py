@@ -1,0 +1,38 @@
+"""Where the traces come from: one module per source, each a function from parameters to splits."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from rairl.params import ArithmeticDataset, FileDataset, LoggedDataset, Params
+from rairl.traces import Trace
+
+
+class Splits(NamedTuple):
+    """The traces of each split by its name (``data/<name>.jsonl``), and what the data card should say besides."""
+
+    traces: dict[str, list[Trace]]
+    notes: dict[str, Any]
+
+
+def build(params: Params) -> Splits:
+    """All splits of the data set that ``params.dataset`` names, deterministic in ``params.seed``.
+
+    Raises:
+        RairlError: for a missing or malformed file (file, line, field), or a hub that cannot be reached.
+    """
+    from rairl.datasets import arithmetic, files, logged
+
+    match params.dataset:
+        case ArithmeticDataset():
+            return Splits(arithmetic.build(params.dataset, params.seed), {})
+        case LoggedDataset():
+            return logged.build(params.dataset, params.seed)
+        case FileDataset():
+            return files.build(params.dataset)
+
+
+def question_key(problem: str) -> str:
+    """The problem's words and numbers in lower case: equal for two copies that differ in punctuation or spacing."""
+    return " ".join(re.findall(r"\d+(?:[.,]\d+)*|[^\W\d]+", problem.casefold()))
