@@ -22,6 +22,7 @@ for name, value in {
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
 }.items():
     os.environ[name] = value
 os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -70,3 +71,41 @@ def project(tmp_path: Path, first_store: tuple[Path, str]) -> Path:
     folder.mkdir()
     shutil.copyfile(first_store[0], folder / "mlflow.db")
     return folder
+
+
+def in_environment(clone: Path) -> dict[str, str]:
+    """Environment of a command in ``clone``: its own copy of the package, this environment's programs."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PYTHONPATH": str(clone), "PATH": path}
+
+
+def make_clone(folder: Path) -> Path:
+    """A repository with the project's files as they are now, committed, and the miniature parameters."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        source = ROOT / name
+        if name and source.is_file() and name != "dvc.lock" and not name.startswith("metrics"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)
+    shutil.copyfile(ROOT / "tests" / "miniature.yaml", folder / "params.yaml")
+    for command in (
+        ["init", "-q", "-b", "main"],
+        ["add", "-A"],
+        ["-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "clone"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which ``dvc repro`` has run the whole pipeline at miniature size (a minute, once a session)."""
+    clone = make_clone(tmp_path_factory.mktemp("clone"))
+    done = subprocess.run(["dvc", "repro"], cwd=clone, env=in_environment(clone), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return clone

@@ -1,0 +1,221 @@
+"""dvc.yaml says what the layout says, and the pipeline it describes runs, stands still, and travels."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import in_environment
+
+from rairl.params import Params
+from rairl.stages import INPUTS, OUTPUTS, STAGES
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = set(Params.model_fields)
+NOT_RESULTS = {f"rairl/{name}.py" for name in ("__init__", "errors", "params", "tracking", "stages/__init__")}
+"""Modules that every stage imports and that decide no figure; parameter values are tracked one by one."""
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def paths(entries: list[Any]) -> list[str]:
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def imported(path: Path) -> set[Path]:
+    """Files of the package that ``path`` imports, anywhere but under TYPE_CHECKING."""
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    candidates = {
+        ROOT / name.replace(".", "/") / "__init__.py"
+        if (ROOT / name.replace(".", "/")).is_dir()
+        else ROOT / f"{name.replace('.', '/')}.py"
+        for name in names
+        if name.split(".")[0] == "rairl"
+    }
+    return {candidate for candidate in candidates if candidate.exists()}
+
+
+def code_of(name: str) -> set[str]:
+    """The package's files that decide what the stage writes."""
+    todo, seen = [ROOT / "rairl" / "stages" / f"{name}.py"], set()
+    while todo:
+        path = todo.pop()
+        key = str(path.relative_to(ROOT))
+        if key not in seen | NOT_RESULTS:
+            seen.add(key)
+            todo.extend(imported(path))
+    return seen
+
+
+def test_the_stages_are_the_layouts_and_in_its_order(stages: dict[str, Any]) -> None:
+    assert tuple(stages) == STAGES
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_stage_is_wired_as_the_layout_says(stages: dict[str, Any], name: str) -> None:
+    stage = stages[name]
+    assert stage["cmd"] == f"rairl stage {name}"
+    expected = set(INPUTS[name].values())
+    if "metrics" in expected:
+        expected = expected - {"metrics"} | {f"metrics/{other}.json" for other in STAGES if other != name}
+    assert {path for path in stage["deps"] if not path.startswith("rairl/")} == expected
+    outs = stage["outs"] + stage.get("metrics", [])
+    assert sorted(paths(outs)) == sorted(OUTPUTS[name].values())
+    for entry in outs:  # figures are in git, so that they can be compared between commits; the rest is in DVC's cache
+        if "metrics" in paths([entry])[0]:
+            assert entry == {paths([entry])[0]: {"cache": False}}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_stage_depends_on_the_code_it_runs(stages: dict[str, Any], name: str) -> None:
+    listed = {path for path in stages[name]["deps"] if path.startswith("rairl/")}
+    assert {path for path in listed if path.endswith(".py")} == code_of(name)
+    assert all((ROOT / path).exists() for path in listed)
+    templates = {path for path in listed if not path.endswith(".py")}
+    assert templates == ({"rairl/evaluate/report.html"} if name == "report" else set())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_stage_depends_on_the_parameters_it_reads(stages: dict[str, Any], name: str) -> None:
+    code = "\n".join((ROOT / path).read_text() for path in code_of(name))
+    read = set(re.findall(r"\bparams\.(\w+)\b", code))
+    read = {"dataset" if key == "logged" else key for key in read} & (SECTIONS)
+    if name == "report":
+        assert stages[name]["params"] == [{"params.yaml": None}]  # it prints them all
+        return
+    listed = {key.split(".")[0] for key in stages[name]["params"]}
+    assert read <= listed
+    assert listed <= SECTIONS
+
+
+def test_plots_refer_to_what_stages_write(stages: dict[str, Any]) -> None:
+    written = {path for stage in stages.values() for path in paths(stage["outs"])}
+    for plot in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]:
+        files = [plot] if isinstance(plot, str) else list(next(iter(plot.values()))["y"])
+        for file in files:
+            assert file in written or str(Path(file).parent) in written
+
+
+def test_analytics_are_off_and_outputs_are_staged() -> None:
+    config = (ROOT / ".dvc" / "config").read_text()
+    assert "analytics = false" in config
+    assert "autostage = true" in config
+
+
+# --- the whole pipeline in a temporary clone --------------------------------------------------------------------------
+
+
+def run(clone: Path, *words: str) -> str:
+    done = subprocess.run(words, cwd=clone, env=in_environment(clone), capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_the_whole_pipeline_runs(finished: Path) -> None:
+    figures = json.loads((finished / "metrics.json").read_text())
+    for name in (
+        *(f"posttrain.{policy}.pass@1" for policy in ("base", "sft", "grpo", "rairl")),
+        *(f"posttrain.{policy}.greedy" for policy in ("base", "sft", "grpo", "rairl")),
+        *(f"rerank.{selector}" for selector in ("random", "reward", "majority", "logprob", "shortest", "oracle", "n")),
+        *(f"localise.{locator}.exact" for locator in ("reward", "logprob_drop", "chance")),
+        *(f"time.{stage}" for stage in STAGES if stage != "report"),
+    ):
+        assert set(figures[name]) == {"value", "low", "high", "n"}
+    assert any(re.fullmatch(r"audit\.\w+\.auroc", name) for name in figures)
+    for name in STAGES:
+        for path in OUTPUTS[name].values():
+            assert (finished / path).exists()
+    page = (finished / "report" / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["']https?://""", page)
+    assert list((finished / "report").glob("*.png"))
+
+
+def test_nothing_changed_means_nothing_to_do(finished: Path) -> None:
+    assert "up to date" in run(finished, "dvc", "status").lower()
+    out = run(finished, "dvc", "repro")
+    assert "Running stage" not in out
+    assert "up to date" in out
+
+
+def test_outputs_are_ignored_and_figures_are_not(finished: Path) -> None:
+    changed = run(finished, "git", "status", "--porcelain", "--untracked-files=all").split("\n")
+    assert {line[3:] for line in changed if line} == {
+        "dvc.lock", "metrics.json", *(f"metrics/{name}.json" for name in STAGES),
+    }  # fmt: skip
+
+
+def test_a_parameter_runs_only_the_stages_that_read_it(finished: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(finished, clone, symlinks=True)
+    path = clone / "params.yaml"
+    path.write_text(path.read_text().replace("rerank:\n  n: 4", "rerank:\n  n: 2"))
+    out = run(clone, "dvc", "status")
+    assert set(re.findall(r"^(\w+):$", out, re.M)) == {"rerank", "report"}
+
+
+def test_figures_and_plots_can_be_looked_at(finished: Path) -> None:
+    shown = json.loads(run(finished, "dvc", "metrics", "show", "--json"))
+    assert list(shown[""]["data"]) == ["metrics.json"]
+    diff = json.loads(run(finished, "dvc", "metrics", "diff", "--json"))
+    assert "posttrain.sft.pass@1.value" in diff["metrics.json"]
+    assert "dvc_plots" in run(finished, "dvc", "plots", "show")
+
+
+def test_push_and_pull_round_trip(finished: Path, tmp_path: Path) -> None:
+    sender, receiver = tmp_path / "sender", tmp_path / "receiver"
+    shutil.copytree(finished, sender, symlinks=True)
+    run(sender, "dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
+    run(sender, "dvc", "push")
+    run(sender, "git", "add", "-A")
+    run(sender, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "figures")
+    run(tmp_path, "git", "clone", "-q", str(sender), str(receiver))
+    assert not (receiver / "data").exists()
+    run(receiver, "dvc", "pull")
+    for name in STAGES:
+        for path in OUTPUTS[name].values():
+            assert contents(receiver / path) == contents(finished / path)
+    assert "up to date" in run(receiver, "dvc", "repro")
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+@pytest.mark.slow
+def test_an_experiment_changes_figures_and_leaves_the_workspace_alone(finished: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(finished, clone, symlinks=True)
+    run(clone, "git", "config", "user.name", "test")
+    run(clone, "git", "config", "user.email", "test@example.org")
+    run(clone, "git", "add", "-A")
+    run(clone, "git", "commit", "-qm", "figures")
+    run(clone, "dvc", "exp", "run", "-n", "fewer", "-S", "rerank.n=2", "-S", "report.bootstrap=200")
+    shown = run(clone, "dvc", "exp", "show", "--md")
+    assert "fewer" in shown
+    diff = json.loads(run(clone, "dvc", "metrics", "diff", "--json", "HEAD", "fewer"))
+    assert diff["metrics.json"]["rerank.n.value"]["new"] == 2.0
+    params = json.loads(run(clone, "dvc", "params", "diff", "--json", "HEAD", "fewer"))
+    assert set(params["params.yaml"]) == {"rerank.n", "report.bootstrap"}
