@@ -44,7 +44,8 @@ def audit(
     Per split ``audit.<split>.<auroc|auroc_pooled|auroc_length|auroc_logprob|auroc_without_length|reward_right|
     reward_wrong>``. On test ``audit.test.auroc_without_answer`` (text cut off after the last step);
     ``audit.shuffle.reward`` (share of right traces that outscore a copy with its steps in another order;
-    ``audit.shuffle.logprob`` the SFT policy's own preference); ``audit.swap.answer`` (same right steps: right against wrong answer) and
+    ``audit.shuffle.logprob`` the SFT policy's own preference);
+    ``audit.swap.answer`` (same right steps: right against wrong answer) and
     ``audit.swap.steps`` (same right answer: right against wrong steps). .5 is blind everywhere. Verdicts of the
     falsification rule go to ``plots/verdicts.json``.
 

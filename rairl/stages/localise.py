@@ -54,7 +54,7 @@ def localise(
     for number, (name, traces) in enumerate(labelled_sets(data, candidates, logged=params.logged).items()):
         prefix = "localise" if name == NATURAL else f"localise.{name}"
         found = _figures(traces, model, policy, prefix, scores / f"{name}.json", params)
-        _plot(found, prefix, plots / f"{name}.png")
+        _plot(found, prefix, plots / (f"{name}.png" if name == NATURAL else f"labelled_{name}.png"))
         figures |= found
         if number == 0:
             figures |= {f"localise{key.removeprefix(prefix)}": figure for key, figure in found.items()}

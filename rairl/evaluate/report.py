@@ -1,0 +1,532 @@
+"""The report: a verdict per claim, the tables and plots behind it, and the traces themselves, in one HTML file.
+
+The file needs no network: styles, script, images and traces are inside it. :func:`summary_table` is its short form for
+the console.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rairl.evaluate.audit import NOT_SUPPORTED, NOT_TESTED, SUPPORTED, falsification_verdict
+from rairl.evaluate.candidates import by_question
+from rairl.evaluate.localise import first_error, suspicion
+from rairl.stats import NOTHING, Estimate, from_json
+from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Figures = Mapping[str, Estimate]
+
+POLICY_LABELS = {"base": "base", "sft": "SFT", "grpo": "GRPO (sees the answers)", "rairl": "R-AIRL"}
+SELECTOR_LABELS = {
+    "random": "random (chance)",
+    "reward": "reward",
+    "majority": "majority vote",
+    "logprob": "log-probability per token",
+    "logprob_sum": "log-probability, sum",
+    "shortest": "shortest",
+    "longest": "longest",
+    "model_name": "which model wrote it",
+    "oracle": "oracle (upper bound)",
+}
+LOCATOR_LABELS = {
+    "chance": "chance (uniform over steps)",
+    "reward": "reward",
+    "logprob_drop": "SFT log-probability drop, per token",
+    "logprob_sum": "SFT log-probability, sum over the step",
+    "logprob_change": "SFT log-probability, fall from step to step",
+    "longest": "always the longest step",
+    "first": "always the first step",
+    "last": "always the last step",
+}
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing the reader wants to know.
+
+    Attributes:
+        text: the claim, as a sentence.
+        verdict: ``supported``, ``not supported``, ``falsified`` or ``not tested``.
+        figure: the number that decides it.
+        meaning: what the number is.
+        signed: whether it is a difference, shown with its sign.
+        detail: the numbers compared, or why there is none.
+    """
+
+    text: str
+    verdict: str
+    figure: Estimate
+    meaning: str
+    detail: str
+    signed: bool = True
+
+    @property
+    def number(self) -> str:
+        """The figure with its interval."""
+        sign = "+" if self.signed else ""
+        value, low, high = (format(bound, f"{sign}.3f") for bound in self.figure[:3])
+        return f"{value} [{low}, {high}]"
+
+
+def difference_verdict(difference: Estimate) -> str:
+    """Supported when the whole 95 % interval of the paired difference lies above 0."""
+    if difference.n == 0:
+        return NOT_TESTED
+    return SUPPORTED if difference.low > 0 else NOT_SUPPORTED
+
+
+def half_verdict(share: Estimate) -> str:
+    """Supported when the whole 95 % interval lies above one half."""
+    if share.n == 0:
+        return NOT_TESTED
+    return SUPPORTED if share.low > 0.5 else NOT_SUPPORTED
+
+
+def claims(figures: Figures) -> list[Claim]:
+    """Every claim with its verdict, by rules that do not depend on the outcome."""
+    return [*_policy_claims(figures), *_rerank_claims(figures), *_localise_claims(figures), *_audit_claims(figures)]
+
+
+def splits(figures: Figures, stage: str) -> list[str]:
+    """Out-of-distribution splits that have figures of ``stage``."""
+    return sorted(
+        {part for name in figures if name.startswith(f"{stage}.") for part in name.split(".") if _is_ood(part)}
+    )
+
+
+def _is_ood(part: str) -> bool:
+    return part.startswith("ood")
+
+
+def _versus(figures: Figures, first: tuple[str, str], second: tuple[str, str], p: str) -> str:
+    """``(label, figure name)`` of the two sides, side by side, with the p-value."""
+    sides = [f"{label} {figures[name]}" for label, name in (first, second) if name in figures]
+    return ", ".join([*sides, f"p = {figures[p].value:.4f}"] if p in figures else sides)
+
+
+def _policy_claims(figures: Figures) -> list[Claim]:
+    found = []
+    for split in ("", *(f"{split}." for split in splits(figures, "posttrain"))):
+        name = f"posttrain.rairl-sft.{split}pass@1"
+        difference = figures.get(name, NOTHING)
+        sides = ("R-AIRL", f"posttrain.rairl.{split}pass@1"), ("SFT", f"posttrain.sft.{split}pass@1")
+        where = f" on {split[:-1]}" if split else " on test"
+        found.append(
+            Claim(
+                f"Training on the learned reward beats supervised fine-tuning{where}.",
+                difference_verdict(difference),
+                difference,
+                "pass@1, R-AIRL minus SFT",
+                _versus(figures, *sides, f"{name}.p") if difference.n else "no policy was trained",
+            )
+        )
+    return found
+
+
+def _rerank_claims(figures: Figures) -> list[Claim]:
+    n = f"{figures['rerank.n'].value:.0f}" if "rerank.n" in figures else "N"
+    rivals = {
+        "random": "chance",
+        "majority": "a majority vote",
+        "logprob": "the policy's own log-probability",
+        "shortest": "taking the shortest",
+        "longest": "taking the longest",
+        "model_name": "knowing which model wrote it",
+    }
+    found = []
+    for rival, words in rivals.items():
+        name = f"rerank.reward-{rival}"
+        if name not in figures and rival == "model_name":
+            continue  # a pool of one policy's samples has no such baseline
+        difference = figures.get(name, NOTHING)
+        sides = ("reward", "rerank.reward"), (SELECTOR_LABELS[rival], f"rerank.{rival}")
+        found.append(
+            Claim(
+                f"The reward picks better answers than {words}.",
+                difference_verdict(difference),
+                difference,
+                f"accuracy, best of {n}",
+                _versus(figures, *sides, f"{name}.p") if difference.n else "no candidates were ranked",
+            )
+        )
+    return found
+
+
+def _localise_claims(figures: Figures) -> list[Claim]:
+    rivals = {
+        "chance": "chance",
+        "logprob_drop": "the SFT policy's log-probability drop",
+        "longest": "naming the longest step",
+    }
+    found = []
+    for rival, words in rivals.items():
+        name = f"localise.reward-{rival}.exact"
+        difference = figures.get(name, NOTHING)
+        sides = ("reward", "localise.reward.exact"), (rival.replace("_", " "), f"localise.{rival}.exact")
+        found.append(
+            Claim(
+                f"The reward finds the first wrong step better than {words}.",
+                difference_verdict(difference),
+                difference,
+                "exact first wrong step, given there is one",
+                _versus(figures, *sides, f"{name}.p") if difference.n else "no trace has a known first wrong step",
+            )
+        )
+    return found
+
+
+def _audit_claims(figures: Figures) -> list[Claim]:
+    novel = splits(figures, "audit") or ["novel problems"]
+    found = []
+    for split in novel:
+        auroc = figures.get(f"audit.{split}.auroc", NOTHING)
+        found.append(
+            Claim(
+                f"Falsification test: the reward ranks right chains above wrong ones on {split}.",
+                falsification_verdict(auroc),
+                auroc,
+                "AUROC within question; .5 is chance",
+                f"{auroc.n} questions with right and wrong chains" if auroc.n else "there is no such split",
+                signed=False,
+            )
+        )
+    for name, text, meaning in (
+        ("test.auroc_without_length", "The reward is more than length.", "AUROC within question, length removed"),
+        ("shuffle.reward", "The reward sees the order of the steps.", "share preferring the true order"),
+        ("swap.steps", "The reward sees the steps, not only the answer.", "share preferring right steps, same answer"),
+    ):
+        share = figures.get(f"audit.{name}", NOTHING)
+        found.append(
+            Claim(
+                text,
+                half_verdict(share),
+                share,
+                meaning,
+                f"over {share.n} questions" if share.n else "no usable traces",
+                signed=False,
+            )
+        )
+    return found
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of figures: ``rows`` maps a label to one figure (or text, or None) per column."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: dict[str, list[Estimate | str | None]]
+
+
+def tables(figures: Figures) -> dict[str, list[Table]]:
+    """Section of the report to its tables; tables without any figure are left out."""
+    found = {
+        "training": [_policies(figures), _policy_splits(figures), _contrasts(figures)],
+        "rerank": [_selectors(figures), _selector_gains(figures), _selector_aurocs(figures)],
+        "localise": [_locators(figures, name) for name in ["", *_labelled(figures)]],
+        "audit": [_audit_splits(figures), _audit_checks(figures)],
+        "time": [_times(figures)],
+    }
+    return {section: [table for table in list_ if table.rows] for section, list_ in found.items()}
+
+
+def _table(
+    figures: Figures, title: str, note: str, columns: Mapping[str, str], rows: Mapping[str, str], pattern: str
+) -> Table:
+    """Rows and columns map a key to its label; ``pattern`` has ``{row}`` and ``{column}``. Empty ones are dropped."""
+    cells = {(row, column): figures.get(pattern.format(row=row, column=column)) for row in rows for column in columns}
+    kept_rows = [row for row in rows if any(cells[row, column] for column in columns)]
+    kept = [column for column in columns if any(cells[row, column] for row in kept_rows)]
+    return Table(
+        title,
+        note,
+        [columns[column] for column in kept],
+        {rows[row]: [cells[row, column] for column in kept] for row in kept_rows},
+    )
+
+
+def _policies(figures: Figures) -> Table:
+    ks = sorted({int(name.rsplit("@", 1)[1]) for name in figures if name.startswith("posttrain.sft.pass@")})
+    columns = {"pass@1": "pass@1", "greedy": "greedy", "exact": "exact form too", "process": "steps right too"}
+    columns |= {f"pass@{k}": f"pass@{k}" for k in ks[1:]}
+    columns |= {"format": "answer readable", "length": "tokens"}
+    note = (
+        "Share of right answers. pass@k: at least one of k samples is right (unbiased). “Exact form too” also wants "
+        "the prescribed tags; “steps right too” wants every step right."
+    )
+    return _table(figures, "Policies on test", note, columns, POLICY_LABELS, "posttrain.{row}.{column}")
+
+
+def _policy_splits(figures: Figures) -> Table:
+    columns = {split: split for split in splits(figures, "posttrain")}
+    note = "pass@1 on problems unlike any demonstration."
+    return _table(
+        figures, "Policies out of distribution", note, columns, POLICY_LABELS, "posttrain.{row}.{column}.pass@1"
+    )
+
+
+def _contrasts(figures: Figures) -> Table:
+    names = {
+        "rairl-sft": "R-AIRL − SFT",
+        "grpo-sft": "GRPO − SFT",
+        "rairl-grpo": "R-AIRL − GRPO",
+        "sft-base": "SFT − base",
+    }
+    columns = {"pass@1": "test", "pass@1.p": "p (test)"} | {
+        f"{split}.pass@1": split for split in splits(figures, "posttrain")
+    }
+    note = "Paired differences of pass@1 on the same questions; p by a two-sided permutation test."
+    return _table(figures, "Differences between policies", note, columns, names, "posttrain.{row}.{column}")
+
+
+def _pools(figures: Figures) -> dict[str, str]:
+    """Prefixes of the candidate sets that were ranked."""
+    known = {"rerank": "test", "rerank.on_rairl": "test, R-AIRL's own samples"}
+    known |= {f"rerank.{split}": split for split in splits(figures, "rerank")}
+    return {prefix: label for prefix, label in known.items() if f"{prefix}.reward" in figures}
+
+
+def _selectors(figures: Figures) -> Table:
+    n = f"{figures['rerank.n'].value:.0f}" if "rerank.n" in figures else "N"
+    note = (
+        "Expected accuracy over all subsets of that size, ties shared. The reward never saw these candidates; its "
+        "aggregator was chosen on dev."
+    )
+    return _table(figures, f"Best of {n}", note, _pools(figures), SELECTOR_LABELS, "{column}.{row}")
+
+
+def _selector_gains(figures: Figures) -> Table:
+    rows = {name: f"reward − {label}" for name, label in SELECTOR_LABELS.items() if name not in ("reward", "oracle")}
+    columns = {}
+    for prefix, label in _pools(figures).items():
+        columns[f"{prefix}|"] = label
+        columns[f"{prefix}|.p"] = f"p ({label})"
+    cells = {
+        label: [figures.get(f"{key.split('|')[0]}.reward-{name}{key.split('|')[1]}") for key in columns]
+        for name, label in rows.items()
+    }
+    cells = {label: row for label, row in cells.items() if any(row)}
+    note = "Paired differences on the same questions."
+    return Table("What the reward adds to each baseline", note, list(columns.values()), cells)  # type: ignore[arg-type]
+
+
+def _selector_aurocs(figures: Figures) -> Table:
+    rows = {
+        "reward": "reward",
+        "logprob": "log-probability per token",
+        "length": "length (longer)",
+        "model_name": "which model wrote it",
+    }
+    note = "Share of right/wrong pairs of the same question that are ordered right; .5 is chance."
+    return _table(figures, "Within-question AUROC", note, _pools(figures), rows, "{column}.auroc.{row}")
+
+
+def _labelled(figures: Figures) -> list[str]:
+    names = {name.split(".")[1] for name in figures if name.startswith("localise.") and name.count(".") == 3}
+    return sorted(name for name in names if f"localise.{name}.reward.exact" in figures)
+
+
+def _locators(figures: Figures, name: str) -> Table:
+    columns = {"exact": "exact", "within1": "within one step", "f1": "F1", "acc_error": "accuracy, erroneous",
+               "acc_correct": "accuracy, error-free"}  # fmt: skip
+    note = (
+        "“Exact” and “within one step” are given that there is an error. F1 (harmonic mean of the next two) also asks "
+        "whether there is one; its threshold was chosen on dev."
+    )
+    prefix = f"localise.{name}." if name else "localise."
+    title = f"Human-labelled set: {name}" if name else "First wrong step"
+    return _table(figures, title, note, columns, LOCATOR_LABELS, prefix + "{row}.{column}")
+
+
+def _audit_splits(figures: Figures) -> Table:
+    names = sorted({name.split(".")[1] for name in figures if name.startswith("audit.") and name.endswith(".auroc")})
+    columns = {
+        "auroc": "reward", "auroc_without_length": "reward, length removed",
+        "auroc_without_answer": "reward, answer hidden",
+        "auroc_length": "length alone", "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
+        "reward_right": "mean reward, right", "reward_wrong": "mean reward, wrong",
+    }  # fmt: skip
+    rows = {name: name for name in sorted(names, key=lambda name: (_is_ood(name), name))}
+    note = "AUROC of right against wrong chains, within question unless pooled."
+    table = _table(figures, "Right against wrong chains", note, columns, rows, "audit.{row}.{column}")
+    for name in table.rows:
+        table.rows[name].append(falsification_verdict(figures.get(f"audit.{name}.auroc", NOTHING)))
+    table.columns.append("verdict")
+    return table
+
+
+def _audit_checks(figures: Figures) -> Table:
+    rows = {
+        "shuffle.reward": "true order of steps over a shuffled one: reward",
+        "shuffle.logprob": "the same: SFT log-probability",
+        "swap.steps": "right over wrong steps, same answer: reward",
+        "swap.answer": "right over wrong answer, same steps: reward",
+    }
+    return _table(
+        figures, "What moves the reward", "Share of pairs; .5 is blind.", {"": "share"}, rows, "audit.{row}{column}"
+    )
+
+
+def _times(figures: Figures) -> Table:
+    rows = {
+        name.removeprefix("time."): [f"{figure.value:.1f} s"]
+        for name, figure in figures.items()
+        if name.startswith("time.")
+    }
+    return Table("Time per stage", "", ["seconds"], rows)  # type: ignore[arg-type]
+
+
+def cell(value: Estimate | str | None, digits: int = 3) -> str:
+    """A table cell: the value, then its interval when it has one."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if value.low == value.high:
+        return f"{value.value:.{digits}f}"
+    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+# --- traces ----------------------------------------------------------------------------------------------------------
+
+
+def viewer_rows(traces: Sequence[Trace], scores: Mapping[str, Any], *, per_kind: int = 12) -> list[dict[str, Any]]:
+    """Traces for the viewer: for each kind the first few questions that show it.
+
+    Kinds: ``right`` (right and scored highest), ``misjudged`` (wrong, yet scored above every right one of its problem),
+    ``located`` and ``mislocated`` (wrong, with a known first wrong step that the reward did or did not point at),
+    ``wrong`` (other wrong ones).
+
+    Args:
+        traces: judged candidates.
+        scores: the file that the rerank stage wrote for them.
+        per_kind: traces of each kind, at most one per question.
+    """
+    chosen: dict[str, list[dict[str, Any]]] = {
+        "misjudged": [],
+        "mislocated": [],
+        "located": [],
+        "right": [],
+        "wrong": [],
+    }
+    reads = scores["traces"]
+    for members in by_question(traces).values():
+        ranked = sorted((traces[row] for row in members), key=lambda trace: -reads[trace.id]["score"])
+        seen = set()
+        for place, trace in enumerate(ranked):
+            row = _viewer_row(trace, reads[trace.id], scores["locator"], place + 1, len(ranked))
+            kind = _kind(row, any(other.correct for other in ranked))
+            if kind is not None and kind not in seen and len(chosen[kind]) < per_kind:
+                seen.add(kind)
+                chosen[kind].append({**row, "kind": kind})
+    return [row for rows in chosen.values() for row in rows]
+
+
+def _viewer_row(trace: Trace, read: Mapping[str, Any], locator: str, place: int, of: int) -> dict[str, Any]:
+    values = np.asarray(read["steps"], dtype=float)
+    return {
+        "id": trace.id,
+        "problem": trace.problem,
+        "source": trace.source,
+        "steps": [
+            {"text": text, "read": float(value), "trust": round(float(trust), 4)}
+            for text, value, trust in zip(trace.step_texts(), values, suspicion(values, locator), strict=True)
+        ],
+        "answer": trace.answer,
+        "gold": trace.gold,
+        "correct": bool(trace.correct),
+        "labelled": trace.labelled,
+        "first_error": trace.first_error,
+        "predicted": first_error(values, locator) if len(values) else None,
+        "score": read["score"],
+        "place": place,
+        "of": of,
+    }
+
+
+def _kind(row: Mapping[str, Any], any_right: bool) -> str | None:
+    if row["correct"]:
+        return "right" if row["place"] == 1 else None
+    if row["place"] == 1 and any_right:
+        return "misjudged"
+    if row["first_error"] is not None:
+        return "located" if row["predicted"] == row["first_error"] else "mislocated"
+    return "wrong"
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+def data_uri(path: Path) -> str:
+    """A PNG file as a ``data:`` address, so that the report needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def embed_json(value: Any) -> str:
+    """JSON that is safe inside a ``<script>`` element, whatever the traces contain."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The HTML page; ``context`` as :mod:`rairl.stages.report` builds it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["cell"] = cell
+    return environment.get_template("report.html").render(**context, viewer_json=Markup(embed_json(context["viewer"])))
+
+
+def summary_table(metrics: Mapping[str, Mapping[str, float]]) -> RichTable:
+    """The headline figures of ``metrics.json`` for the console, each with its interval and its baselines."""
+    from rich.table import Table as RichTable
+
+    figures = from_json(metrics)
+    table = RichTable(title="rairl: headline figures", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("n", justify="right")
+    n = f"{figures['rerank.n'].value:.0f}" if "rerank.n" in figures else "N"
+    sections = {
+        "pass@1 on test": {f"posttrain.{policy}.pass@1": label for policy, label in POLICY_LABELS.items()}
+        | {"posttrain.rairl-sft.pass@1": "R-AIRL − SFT"},
+        f"reranking, best of {n}": {f"rerank.{name}": label for name, label in SELECTOR_LABELS.items()}
+        | {"rerank.reward-majority": "reward − majority vote"},
+        "first wrong step, exact": {f"localise.{name}.exact": label for name, label in LOCATOR_LABELS.items()}
+        | {"localise.reward-chance.exact": "reward − chance"},
+        "AUROC within question (.5 is chance)": {
+            name: name.split(".")[1] for name in figures if name.startswith("audit.") and name.endswith(".auroc")
+        },
+    }
+    for section, rows in sections.items():
+        present = {name: label for name, label in rows.items() if name in figures}
+        if present:
+            table.add_row(f"[bold]{section}[/bold]", "", "", "")
+            for name, label in present.items():
+                figure = figures[name]
+                style = "bold cyan" if label in ("R-AIRL", "reward") else None
+                interval = f"[{figure.low:.3f}, {figure.high:.3f}]"
+                table.add_row(f"  {label}", f"{figure.value:.3f}", interval, str(figure.n), style=style)
+            table.add_section()
+    return table
