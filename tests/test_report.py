@@ -1,0 +1,433 @@
+"""The evaluation stages one after the other on real (tiny, untrained) models, and the report they end in.
+
+The candidates are written by the benchmark's authors with bad habits, so the oracle's labels on them are real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from rairl.answers import answers_match
+from rairl.datasets import arithmetic
+from rairl.errors import RairlError
+from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
+from rairl.evaluate.candidates import POLICIES, candidates_path
+from rairl.evaluate.report import cell, claims, embed_json, summary_table, tables, viewer_rows
+from rairl.params import Params, parse_params
+from rairl.segment import think_lines
+from rairl.stages import INPUTS, OUTPUTS, write_figures
+from rairl.stages.audit import audit
+from rairl.stages.localise import localise
+from rairl.stages.posttrain import posttrain
+from rairl.stages.report import merge_metrics, report
+from rairl.stages.rerank import rerank
+from rairl.stats import Estimate, exact, to_json
+from rairl.traces import Trace, relabel, write_traces
+from rairl.tracking import NullRun
+
+ROOT = Path(__file__).parents[1]
+STAGES = {"posttrain": posttrain, "rerank": rerank, "localise": localise, "audit": audit, "report": report}
+
+
+@dataclass
+class Finished:
+    """A folder in which every evaluation stage has run."""
+
+    root: Path
+    params: Params
+    figures: dict[str, dict[str, Estimate]]
+
+    def run(self, stage: str, **changes: Path) -> dict[str, Estimate]:
+        """Run one stage on the default paths, some of them changed."""
+        layout = {**INPUTS[stage], **{arg: path for arg, path in OUTPUTS[stage].items() if arg != "metrics"}}
+        paths = {arg: self.root / path for arg, path in layout.items()} | changes
+        return STAGES[stage](self.params, NullRun(), **paths)
+
+
+def write_candidates(problem: Trace, policy: str, count: int) -> list[Trace]:
+    """What ``count`` authors make of a problem, judged and labelled as the sample stage does it."""
+    rng = random.Random(f"{policy}/{problem.id}")
+    found = []
+    for number in range(count):
+        steps, answer = arithmetic.habitual_steps(arithmetic.parse(problem.problem), arithmetic.author(rng))
+        text = arithmetic.completion(steps, answer)
+        found.append(
+            Trace(
+                f"{problem.id}/{number}", problem.problem, text, think_lines(text), str(answer), problem.gold,
+                answers_match(str(answer), problem.gold or ""), arithmetic.first_error(problem.problem, steps), True,
+                f"policy:{policy}", problem.id,
+            )
+        )  # fmt: skip
+    return found
+
+
+def with_likelihood(traces: list[Trace], policy: object) -> list[Trace]:
+    from rairl.models.policy import step_logprobs
+
+    return [
+        relabel(trace, meta={"logprob": found.total, "tokens": found.tokens, "finished": True})
+        for trace, found in zip(traces, step_logprobs(*policy, traces), strict=True)  # type: ignore[misc]
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    from rairl.models.base import new_model, train_tokenizer
+    from rairl.models.policy import load_policy, save_policy
+    from rairl.models.reward import new_reward
+
+    root = tmp_path_factory.mktemp("run")
+    params = parse_params(yaml.safe_load((ROOT / "tests" / "miniature.yaml").read_text()))
+    splits = arithmetic.build(params.dataset, params.seed)
+    for name, traces in splits.items():
+        write_traces(root / "data" / f"{name}.jsonl", traces)
+    rows = {name: {"rows": len(traces), "sources": ["expert"], "sha256": "0" * 64} for name, traces in splits.items()}
+    card = {"dataset": {"name": "arithmetic"}, "splits": rows, "shared_problems": {"demos/test": 0}, "notes": {}}
+    (root / "data" / "card.json").write_text(json.dumps(card))
+
+    tokenizer = train_tokenizer([trace.problem + trace.text for trace in splits["demos"]], params.base.vocab_size)
+    save_policy(root / "models/sft", new_model(params.base, tokenizer, max_tokens=512, seed=0), tokenizer)
+    model = new_reward(root / "models/sft", params.reward, seed=0).calibrated(aggregator="mean", threshold=-0.05)
+    model.save_pretrained(root / "models/reward")
+
+    policy = load_policy(root / "models/sft")
+    for name in POLICIES:
+        for split in ("test", *arithmetic.OUT_OF_RANGE):
+            traces = [trace for problem in splits[split] for trace in write_candidates(problem, name, 4)]
+            write_traces(candidates_path(root / "candidates", name, split), with_likelihood(traces, policy))
+        greedy = [trace for problem in splits["test"] for trace in write_candidates(problem, f"{name}-greedy", 1)]
+        write_traces(candidates_path(root / "candidates", name, "test", greedy=True), greedy)
+    for loop in ("grpo", "rairl"):
+        history = [{"step": step, "reward/mean": step / 3, "critic/accuracy/expert": 0.5} for step in range(4)]
+        (root / "history" / loop).mkdir(parents=True)
+        (root / "history" / loop / "history.json").write_text(json.dumps(history))
+
+    found = Finished(root, params, {})
+    (root / "metrics").mkdir()
+    for stage in STAGES:
+        found.figures[stage] = found.run(stage)
+        if stage != "report":
+            write_figures(root / "metrics" / f"{stage}.json", {**found.figures[stage], f"time.{stage}": exact(1.5)})
+    return found
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_agreed_names_are_all_there(finished):
+    names = set(json.loads((finished.root / "metrics.json").read_text()))
+    for policy in POLICIES:
+        for figure in ("pass@1", "pass@2", "pass@4", "greedy", "exact", "process", "format", "length"):
+            assert f"posttrain.{policy}.{figure}" in names
+        for split in arithmetic.OUT_OF_RANGE:
+            assert f"posttrain.{policy}.{split}.pass@1" in names
+    for pair in ("rairl-sft", "grpo-sft", "rairl-grpo"):
+        assert {f"posttrain.{pair}.pass@1", f"posttrain.{pair}.pass@1.p"} <= names
+    for prefix in ("rerank", "rerank.on_rairl", "rerank.ood_longer"):
+        for method in ("random", "reward", "majority", "logprob", "logprob_sum", "shortest", "longest", "oracle", "n"):
+            assert f"{prefix}.{method}" in names
+        assert {f"{prefix}.reward-majority", f"{prefix}.reward-majority.p", f"{prefix}.auroc.reward"} <= names
+    for method in ("reward", "logprob_drop", "logprob_change", "chance", "first", "longest"):
+        assert {f"localise.{method}.exact", f"localise.{method}.within1"} <= names
+    assert {"localise.reward.f1", "localise.chance.f1", "localise.reward-chance.exact"} <= names
+    for split in ("test", *arithmetic.OUT_OF_RANGE):
+        assert {f"audit.{split}.auroc", f"audit.{split}.auroc_length"} <= names
+    assert {"audit.shuffle.reward", "audit.swap.steps", "audit.swap.answer", "time.rerank"} <= names
+
+
+def test_figures_agree_with_one_another(finished):
+    figures = merge_metrics(finished.root / "metrics")
+    assert figures["rerank.random"].value == pytest.approx(figures["posttrain.sft.pass@1"].value)
+    assert figures["rerank.oracle"].value == pytest.approx(figures["posttrain.sft.pass@4"].value)
+    assert figures["rerank.on_rairl.oracle"].value == pytest.approx(figures["posttrain.rairl.pass@4"].value)
+    assert figures["audit.test.auroc"] == figures["rerank.auroc.reward"]
+    difference = figures["posttrain.rairl.pass@1"].value - figures["posttrain.sft.pass@1"].value
+    assert figures["posttrain.rairl-sft.pass@1"].value == pytest.approx(difference)
+    # The authors follow up their wrong steps consistently, so a right answer by wrong steps is rare but possible.
+    assert figures["posttrain.sft.process"].value <= figures["posttrain.sft.pass@1"].value
+    assert figures["posttrain.sft.format"].value == 1
+    assert figures["rerank.n"].value == 4
+
+
+def test_every_stage_is_deterministic(finished, tmp_path):
+    outputs = {"scores": tmp_path / "scores", "plots": tmp_path / "plots"}
+    assert finished.run("rerank", **outputs) == finished.figures["rerank"]
+    assert finished.run("audit", plots=tmp_path / "audit") == finished.figures["audit"]
+    first = finished.root / "plots" / "rerank" / "curve.png"
+    assert first.read_bytes() == (tmp_path / "plots" / "curve.png").read_bytes()
+
+
+def test_the_aggregator_comes_from_the_reward(finished, tmp_path):
+    shutil.copytree(finished.root / "models" / "reward", tmp_path / "reward")
+    card = json.loads((tmp_path / "reward" / "reward.json").read_text())
+    card["calibration"]["aggregator"] = "min"
+    (tmp_path / "reward" / "reward.json").write_text(json.dumps(card))
+    changes = {name: tmp_path / name for name in ("reward", "scores", "plots")}
+    finished.run("rerank", **changes)
+    for folder, rule in ((finished.root / "scores" / "rerank", "mean"), (tmp_path / "scores", "min")):
+        saved = json.loads((folder / "sft.test.json").read_text())
+        assert saved["aggregator"] == rule
+        row = next(iter(saved["traces"].values()))
+        expected = min(row["steps"]) if rule == "min" else sum(row["steps"]) / len(row["steps"])
+        assert row["score"] == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_missing_logprob_stops_the_stage(finished, tmp_path):
+    shutil.copytree(finished.root / "candidates", tmp_path / "candidates")
+    path = tmp_path / "candidates" / "sft.test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    del rows[5]["meta"]["logprob"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"candidates": tmp_path / "candidates", "scores": tmp_path / "s", "plots": tmp_path / "p"}
+    with pytest.raises(
+        RairlError, match=rf"sft\.test\.jsonl: trace '{rows[5]['id']}': field 'meta.logprob' is missing"
+    ):
+        finished.run("rerank", **changes)
+
+
+def test_missing_candidates_are_named(finished, tmp_path):
+    shutil.copytree(finished.root / "candidates", tmp_path / "candidates")
+    (tmp_path / "candidates" / "grpo.test.jsonl").unlink()
+    with pytest.raises(RairlError, match=r"grpo\.test\.jsonl does not exist"):
+        finished.run("posttrain", candidates=tmp_path / "candidates", plots=tmp_path / "p")
+
+
+def test_labelled_sets_are_scored_under_their_name(finished, tmp_path):
+    shutil.copytree(finished.root / "data", tmp_path / "data")
+    traces = [
+        trace
+        for problem in arithmetic.build(finished.params.dataset, 9)["test"]
+        for trace in write_candidates(problem, "x", 2)
+    ]
+    write_traces(tmp_path / "data" / "labelled_human.jsonl", traces)
+    changes = {"data": tmp_path / "data", "scores": tmp_path / "scores", "plots": tmp_path / "plots"}
+    figures = finished.run("localise", **changes)
+    assert {"localise.human.reward.exact", "localise.human.reward.f1", "localise.human.chance.f1"} <= set(figures)
+    assert figures["localise.reward.exact"] == finished.figures["localise"]["localise.reward.exact"]
+    assert (tmp_path / "plots" / "labelled_human.png").exists()
+    saved = json.loads((tmp_path / "scores" / "human.json").read_text())["traces"]
+    assert set(saved) == {trace.id for trace in traces}
+    sections = tables(figures)["localise"]
+    assert [table.title for table in sections] == ["First wrong step", "Human-labelled set: human"]
+
+
+def test_an_unlabelled_row_in_a_labelled_set_is_refused(finished, tmp_path):
+    shutil.copytree(finished.root / "data", tmp_path / "data")
+    write_traces(tmp_path / "data" / "labelled_human.jsonl", [Trace("h", "p", "text")])
+    with pytest.raises(RairlError, match=r"labelled_human\.jsonl: trace 'h' has no label"):
+        finished.run("localise", data=tmp_path / "data", scores=tmp_path / "s", plots=tmp_path / "p")
+
+
+@pytest.fixture(scope="module")
+def logged(finished, tmp_path_factory) -> Finished:
+    """The same folder as a run on logged traces: two models wrote the candidates, nothing is labelled but one set."""
+    root = tmp_path_factory.mktemp("logged")
+    values = yaml.safe_load((ROOT / "tests" / "miniature.yaml").read_text())
+    values["dataset"] = {
+        "name": "gsm8k-logged", "demos": "d", "revision": None, "logged": "l", "labelled": None, "dev": 2,
+        "held_out": 0.5, "max_demos": None,
+    }  # fmt: skip
+    shutil.copytree(finished.root / "models", root / "models")
+    shutil.copytree(finished.root / "data", root / "data")
+    (root / "candidates").mkdir()
+    for line, path in (("test", "candidates/logged.test.jsonl"), ("train", "data/logged_train.jsonl")):
+        rows = []
+        for row in (finished.root / "candidates/sft.test.jsonl").read_text().splitlines():
+            value = {**json.loads(row), "source": f"model{len(rows) % 2}"}
+            if line == "test":
+                value = {key: item for key, item in value.items() if key not in ("labelled", "first_error")}
+            rows.append(json.dumps(value))
+        (root / path).write_text("\n".join(rows))
+    shutil.copyfile(root / "data/logged_train.jsonl", root / "data/labelled_people.jsonl")
+    found = Finished(root, parse_params(values), {})
+    (root / "metrics").mkdir()
+    for folder in ("history/grpo", "history/rairl"):
+        (root / folder).mkdir(parents=True)
+    for stage in STAGES:
+        found.figures[stage] = found.run(stage)
+        write_figures(root / "metrics" / f"{stage}.json", found.figures[stage])
+    return found
+
+
+def test_logged_traces_know_which_model_wrote_them(logged):
+    assert logged.figures["posttrain"] == {}
+    figures = logged.figures["rerank"]
+    assert {"rerank.model_name", "rerank.reward-model_name", "rerank.auroc.model_name", "rerank.longest"} <= set(
+        figures
+    )
+    assert not any(name.startswith("rerank.on_rairl") for name in figures)
+    # Without labelled samples of a policy, the first labelled set is the headline.
+    found = logged.figures["localise"]
+    assert found["localise.reward.exact"] == found["localise.people.reward.exact"]
+    page = (logged.root / "report" / "report.html").read_text()
+    assert "not tested" in page
+    assert "which model wrote it" in page
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, and the text it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href") and tag != "a"]
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_needs_nothing_but_itself(finished):
+    text = (finished.root / "report" / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [], "every element is closed"
+    assert page.fetched
+    assert all(address.startswith("data:") for address in page.fetched)
+    assert not re.search(r"https?://|@import|url\(", text)
+    images = {path.name for path in (finished.root / "report").glob("*.png")}
+    assert images == {
+        "pass_at_k.png", "splits.png", "curve.png", "on_rairl.png", "selectors.png", "natural.png", "auroc.png",
+        "checks.png", "training_grpo.png", "training_r-airl.png",
+    }  # fmt: skip
+    assert text.count("data:image/png") == len(images)
+
+
+def test_the_report_holds_the_numbers_of_metrics_json(finished):
+    text = (finished.root / "report" / "report.html").read_text()
+    figures = json.loads((finished.root / "metrics.json").read_text())
+    assert set(figures) == {name for stage in STAGES for name in finished.figures[stage]} - {
+        name for stage in STAGES for name, value in finished.figures[stage].items() if value.n == 0
+    } | {f"time.{stage}" for stage in STAGES if stage != "report"}
+    for name in ("posttrain.rairl.pass@1", "rerank.majority", "localise.logprob_drop.exact", "audit.test.auroc"):
+        assert f"{figures[name]['value']:.3f} [{figures[name]['low']:.3f}, {figures[name]['high']:.3f}]" in text
+
+
+def test_viewer_shows_every_kind_and_marks_the_steps(finished):
+    text = (finished.root / "report" / "report.html").read_text()
+    rows = json.loads(re.search(r'id="traces-json">(.*?)</script>', text, re.DOTALL)[1])
+    assert {"right", "misjudged", "located", "mislocated"} <= {row["kind"] for row in rows}
+    for row in rows:
+        assert all(len(step["text"]) > 0 for step in row["steps"])
+        trust = [step["trust"] for step in row["steps"]]
+        assert trust[row["predicted"]] == min(trust)
+        if row["kind"] == "located":
+            assert row["predicted"] == row["first_error"]
+        if row["kind"] == "misjudged":
+            assert not row["correct"]
+            assert row["place"] == 1
+
+
+def test_viewer_kinds_by_hand():
+    def trace(name, *, right, error=None):
+        text = "one\ntwo"
+        return Trace(
+            name, "p", text, think_lines(text), "1", "1", right, error, error is not None, group=name.split("/")[0]
+        )
+
+    traces = [trace("a/0", right=True), trace("a/1", right=False, error=0), trace("a/2", right=False, error=1)]
+    reads = {"a/0": (0.0, [1, 2]), "a/1": (2.0, [-1, 2]), "a/2": (-1.0, [-1, 2])}
+    scores = {
+        "locator": "drop",
+        "traces": {name: {"score": score, "steps": steps, "last": 0} for name, (score, steps) in reads.items()},
+    }
+    rows = {row["id"]: row for row in viewer_rows(traces, scores)}
+    assert {name: row["kind"] for name, row in rows.items()} == {"a/1": "misjudged", "a/2": "mislocated"}
+    assert rows["a/2"]["place"] == 3
+    assert rows["a/2"]["steps"][1] == {"text": "two", "read": 2.0, "trust": 3.0}
+
+
+def test_traces_cannot_break_out_of_the_page():
+    assert "</script>" not in embed_json({"text": "</script><script>alert(1)</script>"})
+    assert json.loads(embed_json({"text": "</script>\u2028"})) == {"text": "</script>\u2028"}
+
+
+def test_claims_follow_fixed_rules():
+    figures = {
+        "posttrain.rairl-sft.pass@1": Estimate(0.1, 0.05, 0.15, 50),
+        "posttrain.rairl-sft.ood_x.pass@1": Estimate(0.1, 0.0, 0.15, 50),
+        "rerank.reward-majority": Estimate(-0.1, -0.2, -0.05, 50),
+        "audit.ood_x.auroc": Estimate(0.4, 0.3, 0.45, 50),
+        "audit.ood_y.auroc": Estimate(0.6, 0.55, 0.65, 50),
+        "audit.shuffle.reward": Estimate(0.5, 0.4, 0.6, 50),
+    }
+    verdicts = {claim.text: claim.verdict for claim in claims(figures)}
+    assert verdicts["Training on the learned reward beats supervised fine-tuning on test."] == SUPPORTED
+    assert verdicts["Training on the learned reward beats supervised fine-tuning on ood_x."] == NOT_SUPPORTED
+    assert verdicts["The reward picks better answers than a majority vote."] == NOT_SUPPORTED
+    assert verdicts["The reward picks better answers than chance."] == NOT_TESTED
+    assert verdicts["The reward finds the first wrong step better than chance."] == NOT_TESTED
+    assert verdicts["Falsification test: the reward ranks right chains above wrong ones on ood_x."] == FALSIFIED
+    assert verdicts["Falsification test: the reward ranks right chains above wrong ones on ood_y."] == SUPPORTED
+    assert verdicts["The reward sees the order of the steps."] == NOT_SUPPORTED
+    assert not any("which model" in text for text in verdicts), "one policy's samples have no model to know"
+    assert {claim.verdict for claim in claims({})} == {NOT_TESTED}
+
+
+def test_cells():
+    assert cell(Estimate(0.5, 0.4, 0.6, 9)) == "0.500 [0.400, 0.600]"
+    assert cell(exact(0.25)) == "0.250"
+    assert cell(None) == "–"
+    assert cell("supported") == "supported"
+
+
+def test_metrics_that_disagree_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(to_json({"x": exact(1)})))
+    assert merge_metrics(tmp_path) == {"x": exact(1)}
+    (tmp_path / "b.json").write_text(json.dumps(to_json({"x": exact(2)})))
+    with pytest.raises(RairlError, match=r"b\.json: 'x' was also reported"):
+        merge_metrics(tmp_path)
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(RairlError, match=r"b\.json is not a metrics file"):
+        merge_metrics(tmp_path)
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(RairlError, match=r"b\.json is not valid JSON"):
+        merge_metrics(tmp_path)
+
+
+def test_no_metrics_at_all_is_an_error(tmp_path):
+    with pytest.raises(RairlError, match="holds no figures"):
+        merge_metrics(tmp_path)
+
+
+def test_summary_table_shows_baselines_and_intervals(finished):
+    console = Console(width=120, record=True)
+    console.print(summary_table(json.loads((finished.root / "metrics.json").read_text())))
+    text = console.export_text()
+    for words in (
+        "base",
+        "SFT",
+        "R-AIRL",
+        "majority vote",
+        "oracle",
+        "chance",
+        "log-probability",
+        "best of 4",
+        "ood_longer",
+    ):
+        assert words in text
+    figure = finished.figures["rerank"]["rerank.reward"]
+    assert f"[{figure.low:.3f}, {figure.high:.3f}]" in text
+
+
+def test_summary_table_of_a_partial_run():
+    console = Console(width=80, record=True)
+    console.print(summary_table(to_json({"rerank.reward": Estimate(0.5, 0.4, 0.6, 9)})))
+    assert "0.500" in console.export_text()
