@@ -122,10 +122,14 @@ class RewardParams(Section):
     credit: Literal["trace", "step"] = Field(
         description="'trace': last read as one advantage for all tokens; 'step': each step's own return-to-go"
     )
+    discount: Annotated[float, Field(ge=0, le=1)] = Field(description="of later steps' evidence, for credit 'step'")
     learning_rate: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0)]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     warmup_updates: NonNegativeInt = Field(description="reward updates before the policy starts to move")
+    warmup_rollouts: PositiveInt = Field(
+        description="samples per demonstration's prompt, of the base model and of the SFT policy each, to warm up on"
+    )
     updates_per_iteration: NonNegativeInt
     demos_per_update: PositiveInt
     perturbations: NonNegativeInt = Field(description="verified corruptions per expert trace in an update")

@@ -1,0 +1,200 @@
+"""Sampling completions from a policy: each prompt is read once, its samples share the read, finished rows drop out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rairl.answers import answers_match, extract_answer
+from rairl.datasets import arithmetic
+from rairl.models.policy import pad, render_prompt
+from rairl.segment import think_lines
+from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion.
+
+    Attributes:
+        prompt_ids: token ids of the rendered prompt.
+        ids: sampled token ids; the end token is the last one when ``finished``.
+        logprobs: log-probability of each sampled token at temperature 1, in nats (same length as ``ids``).
+        finished: False when the length cap cut it off.
+    """
+
+    prompt_ids: list[int]
+    ids: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+@torch.inference_mode()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[str],
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    rows_per_batch: int = 512,
+) -> list[Completion]:
+    """Draw ``n`` completions for each problem; the n of one problem are adjacent in the result.
+
+    Args:
+        temperature: 0 decodes greedily (then n is usually 1).
+        seed: of this call's own generator; equal arguments give equal samples, whatever ran before.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    prompts = tokenizer([render_prompt(tokenizer, problem) for problem in problems], add_special_tokens=False)[
+        "input_ids"
+    ]
+    per_batch = max(1, rows_per_batch // n)
+    completions: list[Completion] = []
+    for start in range(0, len(prompts), per_batch):
+        batch = prompts[start : start + per_batch]
+        completions += _sample_batch(model, tokenizer, batch, n, max_new_tokens, temperature, generator)
+    return completions
+
+
+def _sample_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> list[Completion]:
+    from transformers import DynamicCache
+
+    model.eval()
+    device = next(model.parameters()).device
+    ids, mask = (part.to(device) for part in pad(prompts, tokenizer.pad_token_id, left=True))
+    position = mask.cumsum(-1) - 1
+    cache = DynamicCache(config=model.config)
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=cache, logits_to_keep=1
+    )
+    cache.batch_repeat_interleave(n)
+    logits = out.logits[:, -1].repeat_interleave(n, dim=0)
+    mask = mask.repeat_interleave(n, dim=0)
+    position = position[:, -1].repeat_interleave(n, dim=0)
+    rows = len(prompts) * n
+    alive = torch.arange(rows, device=device)
+    tokens: list[tuple[Tensor, Tensor, Tensor]] = []
+    for step in range(max_new_tokens):
+        picked, logprob = draw(logits, temperature, generator)
+        tokens.append((alive.cpu(), picked.cpu(), logprob.cpu()))
+        going = picked != tokenizer.eos_token_id
+        if step + 1 == max_new_tokens or not going.any():
+            break
+        # Dropping finished rows costs a copy of the cache, so it waits until a quarter of the batch is done.
+        if going.float().mean() < 0.75:
+            keep = going.nonzero().squeeze(-1)
+            cache.batch_select_indices(keep)
+            alive, picked, mask, position = alive[keep], picked[keep], mask[keep], position[keep]
+        position = position + 1
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        out = model(
+            input_ids=picked[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache
+        )
+        logits = out.logits[:, -1]
+    return _collect(tokens, prompts, n, tokenizer.eos_token_id)
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sample one token per row of ``(B, V)`` logits; returns ids ``(B,)`` and their log-probabilities at temperature 1."""
+    logprobs = logits.float().log_softmax(-1)
+    if temperature == 0:
+        picked = logprobs.argmax(-1)
+    else:
+        weights = (logprobs / temperature).softmax(-1)
+        picked = torch.multinomial(weights, 1, generator=generator).squeeze(-1)
+    return picked, logprobs.gather(-1, picked[:, None]).squeeze(-1)
+
+
+def _collect(
+    tokens: list[tuple[Tensor, Tensor, Tensor]], prompts: list[list[int]], n: int, eos: int
+) -> list[Completion]:
+    ids: list[list[int]] = [[] for _ in range(len(prompts) * n)]
+    logprobs: list[list[float]] = [[] for _ in ids]
+    done = [False] * len(ids)
+    for alive, picked, logprob in tokens:
+        for row, token, value in zip(alive.tolist(), picked.tolist(), logprob.tolist(), strict=True):
+            if not done[row]:
+                ids[row].append(token)
+                logprobs[row].append(value)
+                done[row] = token == eos
+    return [Completion(prompts[row // n], ids[row], logprobs[row], done[row]) for row in range(len(ids))]
+
+
+def to_traces(
+    completions: Sequence[Completion],
+    prompts: Sequence[Trace],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    source: str,
+    tag: str = "",
+    meta: Mapping[str, object] | None = None,
+) -> list[Trace]:
+    """Completions as judged traces; ``len(completions) / len(prompts)`` of them belong to each prompt, in order.
+
+    ``correct`` and, where the built-in oracle knows the problem, ``first_error`` are filled in for metrics and for the
+    outcome baseline. The learned reward never reads them.
+    """
+    n = len(completions) // len(prompts)
+    texts = tokenizer.batch_decode(
+        [item.ids[:-1] if item.finished else item.ids for item in completions], skip_special_tokens=False
+    )
+    traces = []
+    for index, (item, text) in enumerate(zip(completions, texts, strict=True)):
+        prompt = prompts[index // n]
+        trace = Trace(
+            id=f"{prompt.id}/{tag}{index % n}",
+            problem=prompt.problem,
+            text=text or "\n",
+            steps=think_lines(text),
+            answer=extract_answer(text) if item.finished else None,
+            gold=prompt.gold,
+            source=source,
+            group=prompt.group or prompt.id,
+            meta={
+                "logprob": round(sum(item.logprobs), 4),
+                "tokens": len(item.ids),
+                "finished": item.finished,
+                **(meta or {}),
+            },
+        )
+        traces.append(judge(trace))
+    return traces
+
+
+def judge(trace: Trace) -> Trace:
+    """Fill in ``correct`` from the reference answer, and ``first_error`` where the exact oracle knows the problem."""
+    changes: dict[str, object] = {}
+    if trace.gold is not None:
+        changes["correct"] = answers_match(trace.answer, trace.gold)
+    if arithmetic.is_problem(trace.problem):
+        changes["first_error"] = arithmetic.first_error(trace.problem, trace.step_texts())
+        changes["labelled"] = True
+    return replace(trace, **changes)  # type: ignore[arg-type]
+
+
+def character_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    """Where each token's characters end in the decoded text; tokens of one character (bytes) share an end."""
+    single = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
+    if "".join(single) == tokenizer.decode(list(ids), skip_special_tokens=False):
+        return np.cumsum([len(text) for text in single]).tolist()
+    return [len(tokenizer.decode(list(ids[: count + 1]), skip_special_tokens=False)) for count in range(len(ids))]

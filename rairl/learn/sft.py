@@ -1,0 +1,171 @@
+"""Language-model training: pre-training on whole texts and supervised fine-tuning on completions only."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rairl.errors import RairlError
+from rairl.learn import checkpoints
+from rairl.models.policy import encode, pad
+from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORE = -100
+Example = tuple[list[int], int]
+"""Token ids (end token included) and the number of leading ones that carry no loss."""
+
+
+def examples(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace], *, whole: bool = False) -> list[Example]:
+    """Token ids with end token for each trace; the loss covers the completion only, or everything when ``whole``."""
+    rows = encode(tokenizer, traces)
+    return [([*row.ids, tokenizer.eos_token_id], 0 if whole else row.prompt_tokens) for row in rows]
+
+
+def lm_loss(model: PreTrainedModel, batch: Sequence[Example], pad_id: int) -> Tensor:
+    """Mean cross-entropy per supervised token, in nats (scalar)."""
+    ids, mask = pad([row for row, _ in batch], pad_id)
+    labels = ids.masked_fill(mask == 0, IGNORE)
+    for row, (_, skip) in zip(labels, batch, strict=True):
+        row[:skip] = IGNORE
+    device = next(model.parameters()).device
+    # Padded on the right, where causal attention never looks: no mask is needed.
+    logits = model(input_ids=ids.to(device), use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(device), ignore_index=IGNORE
+    )
+
+
+def shuffled_batches(rows: Sequence[Example], size: int, seed: str) -> Iterator[list[Example]]:
+    """One epoch in batches of similar length: sorted within windows of 50 batches, batches shuffled. No row is left out."""
+    rng = random.Random(seed)
+    order = list(rows)
+    rng.shuffle(order)
+    window = size * 50
+    batches = []
+    for start in range(0, len(order), window):
+        part = sorted(order[start : start + window], key=lambda row: len(row[0]))
+        batches += [part[at : at + size] for at in range(0, len(part), size)]
+    rng.shuffle(batches)
+    yield from batches
+
+
+def cosine(step: int, total: int, warmup: int) -> float:
+    """Learning-rate factor: linear warm-up, then half a cosine down to a tenth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a language model is trained: ``epochs`` calls of ``batches(epoch)``, rate ``rate(step)`` at each step.
+
+    Attributes:
+        batches: the batches of an epoch, the same at every call.
+        rate: learning rate at a global step.
+        evaluate: dev loss after an epoch; with it the best epoch's weights win, and ``patience`` epochs without a
+            better one end the training.
+    """
+
+    epochs: int
+    batches: Callable[[int], Sequence[Sequence[Example]]]
+    rate: Callable[[int], float]
+    evaluate: Callable[[PreTrainedModel], float] | None = None
+    patience: int = 0
+
+
+def fit(
+    model: PreTrainedModel,
+    plan: Fit,
+    pad_id: int,
+    *,
+    folder: Path,
+    desc: str,
+    on_epoch: Callable[[dict[str, float]], None],
+) -> list[dict[str, float]]:
+    """Train in place, from the newest checkpoint in ``folder``; returns one row of metrics per epoch.
+
+    Raises:
+        RairlError: when the loss is not a number, before the weights are touched by it; the last checkpoint is kept.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=0.01)
+    history: list[dict[str, float]] = []
+    best: dict[str, Tensor] = {}
+    found = checkpoints.load(folder)
+    if found is not None:
+        state, _ = found
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        history, best = json.loads(state["history"]), state["best"]
+        for row in history:
+            on_epoch(row)
+    bar = tqdm(total=sum(len(plan.batches(epoch)) for epoch in range(plan.epochs)), desc=desc, unit="batch")
+    bar.update(int(history[-1]["batches"]) if history else 0)
+    for epoch in range(len(history), plan.epochs):
+        if _stalled(history, plan.patience):
+            break
+        row = {"step": epoch, **_epoch(model, optimizer, plan, epoch, bar, pad_id)}
+        if plan.evaluate is not None:
+            row["dev/loss"] = plan.evaluate(model)
+            if row["dev/loss"] < min((old["dev/loss"] for old in history), default=float("inf")):
+                best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        history.append(row)
+        on_epoch(row)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+        checkpoints.save(folder, epoch + 1, lambda _, state=state: {**state, "history": json.dumps(history)})
+    bar.close()
+    if best:
+        model.load_state_dict(best)
+    model.eval()
+    return history
+
+
+def _stalled(history: Sequence[dict[str, float]], patience: int) -> bool:
+    losses = [row["dev/loss"] for row in history if "dev/loss" in row]
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
+def _epoch(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, plan: Fit, epoch: int, bar: tqdm[None], pad_id: int
+) -> dict[str, float]:
+    model.train()
+    total, batches = 0.0, plan.batches(epoch)
+    for batch in batches:
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate(bar.n)
+        loss = lm_loss(model, batch, pad_id)
+        if not torch.isfinite(loss):
+            raise RairlError(f"the loss is {loss.item()} at batch {bar.n} of {bar.desc}; lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        total += loss.item()
+        bar.update(1)
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return {"train/loss": total / max(1, len(batches)), "batches": bar.n}
+
+
+@torch.inference_mode()
+def mean_loss(model: PreTrainedModel, rows: Sequence[Example], pad_id: int, batch_size: int = 64) -> float:
+    """Mean cross-entropy per supervised token over ``rows``, in nats."""
+    model.eval()
+    total = weight = 0.0
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        tokens = sum(len(ids) - max(skip, 1) for ids, skip in batch)
+        total += lm_loss(model, batch, pad_id).item() * tokens
+        weight += tokens
+    return total / weight

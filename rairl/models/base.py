@@ -1,0 +1,100 @@
+"""Where a base model comes from: built in (a tiny Llama trained from scratch), a local folder, or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rairl.errors import RairlError
+from rairl.params import BaseParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MARKS = ("<think>", "</think>", "<answer>", "</answer>")
+PAD, EOS = "<|pad|>", "<|end|>"
+# A problem and a line break: the smallest chat template there is, so that built-in and hub models share one code path.
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+# A digit each (numbers generalise to lengths never seen); a space belongs to the word after it; marks stand alone.
+_PIECES = r" ?\d| ?[^\s\d\p{P}]+| ?\p{P}|\n|\s+"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Byte-level BPE with one token per digit; any text round-trips."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS, *MARKS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seed: int) -> PreTrainedModel:
+    """A Llama with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=params.hidden_size,
+        intermediate_size=params.hidden_size * 5 // 2,
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        num_key_value_heads=params.heads,
+        max_position_embeddings=max_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+        # The library's 0.02 suits widths of thousands; at this width attention would start out flat and stay there long.
+        initializer_range=params.hidden_size**-0.5,
+    )
+    return LlamaForCausalLM(config)
+
+
+def load_source(params: BaseParams) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model from a local folder or the hub.
+
+    Raises:
+        RairlError: when the source can't be loaded, or a hub id has no pinned revision.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = Path(params.source).is_dir()
+    if not local and params.revision is None:
+        raise RairlError(
+            f"base.source {params.source!r} is neither 'builtin' nor a folder here, so it is read as a hub id; "
+            "set base.revision to the commit to pin"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(params.source, revision=None if local else params.revision)
+        tokenizer = AutoTokenizer.from_pretrained(params.source, revision=None if local else params.revision)
+    except (OSError, ValueError) as error:
+        raise RairlError(f"base.source {params.source!r} can't be loaded: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def longest(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
+    """Tokens of the longest text."""
+    return max(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])

@@ -1,0 +1,162 @@
+"""The policy: a causal language model that solves problems, and the likelihood it gives to a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rairl.errors import RairlError
+from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_policy(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a policy saved by :func:`save_policy`, ready for evaluation.
+
+    Raises:
+        RairlError: when the folder is missing or holds no model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (Path(folder) / "config.json").is_file():
+        raise RairlError(f"{folder} holds no model (config.json is missing); run the stage that makes it")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def save_policy(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write config, safetensors and tokenizer into ``folder``."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, problem: str) -> str:
+    """The problem as the model reads it, through the tokenizer's chat template."""
+    messages = [{"role": "user", "content": problem}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt and completion as token ids, with the completion's character offsets.
+
+    Attributes:
+        ids: token ids of prompt and completion, without end token.
+        prompt_tokens: how many of them belong to the prompt.
+        ends: for each completion token, the end of its characters in ``Trace.text``.
+        starts: likewise the start.
+    """
+
+    ids: list[int]
+    prompt_tokens: int
+    starts: list[int]
+    ends: list[int]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> list[Encoded]:
+    """Tokenise rendered prompt + text as one string; positions come from character offsets, never from counting.
+
+    A token belongs to the completion when it ends inside it: one that straddles the border is read with the completion.
+    """
+    prompts = [render_prompt(tokenizer, trace.problem) for trace in traces]
+    batch = tokenizer(
+        [prompt + trace.text for prompt, trace in zip(prompts, traces, strict=True)],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+    )
+    rows = []
+    for prompt, ids, offsets in zip(prompts, batch["input_ids"], batch["offset_mapping"], strict=True):
+        border = len(prompt)
+        count = sum(end <= border for _, end in offsets)
+        spans = [(max(start - border, 0), end - border) for start, end in offsets[count:]]
+        rows.append(Encoded(ids, count, [start for start, _ in spans], [end for _, end in spans]))
+    return rows
+
+
+def token_at(encoded: Encoded, character: int) -> int:
+    """Index (in the whole sequence) of the token that holds completion character ``character - 1``, i.e. a span's end.
+
+    Works whatever the tokenizer: the first completion token whose characters reach ``character``.
+    """
+    return encoded.prompt_tokens + int(np.searchsorted(encoded.ends, character))
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Stack ragged ids: ``(ids, mask)``, both int64 of shape ``(B, T)``; mask is 1 on real tokens."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        at = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, at] = torch.tensor(row, dtype=torch.long)
+        mask[index, at] = 1
+    return ids, mask
+
+
+def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length whose padded size stays within ``tokens`` (at least one row each)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and lengths[index] * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def token_logprobs(model: PreTrainedModel, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token given those before it: ``(B, T)``; column 0 is 0.
+
+    The input is padded on the right, where causal attention never looks, so the model needs no mask.
+    """
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float() / temperature
+    picked = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return torch.nn.functional.pad(picked, (1, 0)) * mask
+
+
+class LogProbs(NamedTuple):
+    """Likelihood of a trace under a policy, in nats, end token excluded."""
+
+    steps: np.ndarray
+    mean_steps: np.ndarray
+    total: float
+    tokens: int
+
+
+@torch.inference_mode()
+def step_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    traces: Sequence[Trace],
+    *,
+    batch_tokens: int = 16384,
+    progress: bool = False,
+) -> list[LogProbs]:
+    """Log-probability of every step (sum and mean per token, each ``(n_steps,)``) and of the whole completion."""
+    encoded = encode(tokenizer, traces)
+    results: list[LogProbs | None] = [None] * len(traces)
+    device = next(model.parameters()).device
+    bar = tqdm(total=len(traces), desc="log-probabilities", unit="trace", disable=not progress)
+    for batch in batches_by_length([len(row.ids) for row in encoded], batch_tokens):
+        ids, mask = pad([encoded[index].ids for index in batch], tokenizer.pad_token_id)
+        logprobs = token_logprobs(model, ids.to(device), mask.to(device)).cpu().double().numpy()
+        for row, index in zip(logprobs, batch, strict=True):
+            item, trace = encoded[index], traces[index]
+            bounds = [(token_at(item, step.start + 1), token_at(item, step.end) + 1) for step in trace.steps]
+            sums = np.array([row[start:end].sum() for start, end in bounds])
+            counts = np.array([end - start for start, end in bounds])
+            completion = row[item.prompt_tokens : len(item.ids)]
+            results[index] = LogProbs(sums, sums / np.maximum(counts, 1), float(completion.sum()), len(completion))
+        bar.update(len(batch))
+    bar.close()
+    return [result for result in results if result is not None]

@@ -1,0 +1,76 @@
+"""The grpo stage: the outcome-reward baseline, through the very loop that R-AIRL uses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rairl.errors import RairlError
+from rairl.params import Params
+from rairl.stats import Estimate, exact
+from rairl.traces import read_traces
+
+if TYPE_CHECKING:
+    from rairl.tracking import Run
+
+
+def grpo(params: Params, run: Run, *, data: Path, sft: Path, model: Path, history: Path) -> dict[str, Estimate]:
+    """Train the SFT policy on the outcome (right answer = 1).
+
+    Args:
+        params: ``policy`` acts here.
+        run: metrics per iteration.
+        data: the prepared splits; ``prompts`` with answers.
+        sft: folder of the SFT policy, which is also the KL reference.
+        model: folder to write.
+        history: folder for ``history.json``, one row per iteration.
+
+    Returns:
+        ``grpo.train_correct``: share of right rollouts in the last ten iterations. Empty when the reward is learned
+        from logged traces: no policy is in the loop then.
+
+    Raises:
+        RairlError: when a prompt has no answer.
+    """
+    if params.logged:
+        return {}
+    from rairl.learn.adversarial import OutcomeReward, PolicyLoop
+    from rairl.learn.checkpoints import checkpoint_folder, clear
+    from rairl.models.policy import load_policy, save_policy
+
+    run.log_input(data / "prompts.jsonl", name="prompts")
+    prompts = read_traces(data / "prompts.jsonl")
+    without = [prompt.id for prompt in prompts if prompt.gold is None]
+    if without:
+        raise RairlError(f"{data / 'prompts.jsonl'}: {without[0]!r} has no 'gold'; the outcome reward needs an answer")
+    policy, tokenizer = load_policy(sft)
+    loop = PolicyLoop(
+        policy=policy,
+        reference=load_policy(sft)[0],
+        tokenizer=tokenizer,
+        prompts=prompts,
+        reward=OutcomeReward(params.policy.advantage_floor),
+        params=params.policy,
+        seed=params.seed,
+        checkpoints=checkpoint_folder("grpo", params, [data / "card.json", sft]),
+        rollouts=None,
+        on_metrics=lambda iteration, metrics: run.log(metrics, step=iteration),
+    )
+    rows = loop.run("grpo")
+    save_policy(model, policy, tokenizer)
+    write_history(history, rows)
+    clear(loop.checkpoints)
+    return {"grpo.train_correct": recent(rows, "rollout/correct")}
+
+
+def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
+    """Write ``history.json``: a list of rows with ``step``, which DVC plots and the report read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "history.json").write_text(json.dumps(rows) + "\n")
+
+
+def recent(rows: list[dict[str, float]], key: str) -> Estimate:
+    """Mean of a metric over the last ten iterations."""
+    values = [row[key] for row in rows[-10:]]
+    return exact(sum(values) / len(values), len(values))

@@ -1,0 +1,239 @@
+"""The rairl stage: learn the reward and, unless the traces are logged ones, the policy against each other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rairl.params import Params
+from rairl.stages.grpo import recent, write_history
+from rairl.stats import Estimate, exact
+from rairl.traces import Trace, read_traces
+
+if TYPE_CHECKING:
+    from rairl.evaluate.calibrate import Dev
+    from rairl.learn.adversarial import LearnedReward
+    from rairl.models.reward import RewardModel
+    from rairl.tracking import Run
+
+
+def rairl(
+    params: Params,
+    run: Run,
+    *,
+    data: Path,
+    base: Path,
+    sft: Path,
+    policy: Path,
+    reward: Path,
+    checkpoints: Path,
+    rollouts: Path,
+    history: Path,
+) -> dict[str, Estimate]:
+    """Train by R-AIRL; keep every reward checkpoint and make the best one by dev the reward.
+
+    Answers are never read: the dev criterion uses held-out expert traces only.
+
+    Args:
+        params: ``reward`` and ``policy`` act here.
+        run: metrics per update and iteration; every reward checkpoint becomes a registered version.
+        data: the prepared splits.
+        base: folder of the base model.
+        sft: folder of the SFT policy: start of the policy and KL reference.
+        policy: folder to write the trained policy to (stays empty for logged traces: no policy is in the loop).
+        reward: folder for the best reward checkpoint.
+        checkpoints: folder for all of them.
+        rollouts: folder for the rollouts, one JSON-lines file per iteration.
+        history: folder for ``history.json``.
+
+    Returns:
+        Dev scores of the chosen checkpoint (``rairl.dev.*``), its step (``rairl.step``), and ``rairl.train_correct``.
+    """
+    from rairl.learn.checkpoints import checkpoint_folder, clear
+
+    for split in ("demos", "dev", "prompts", "logged_train"):
+        if (data / f"{split}.jsonl").exists():
+            run.log_input(data / f"{split}.jsonl", name=split)
+    work = checkpoint_folder("rairl", params, [data / "card.json", base, sft])
+    (work / "rollouts").mkdir(parents=True, exist_ok=True)
+    training = _Training(params, run, data, base, sft, work)
+    rows = training.run()
+    training.choose(reward)
+    if not params.logged:
+        training.save_policy(policy)
+    for source, target in ((work / "rewards", checkpoints), (work / "rollouts", rollouts)):
+        shutil.copytree(source, target)
+    write_history(history, rows)
+    clear(work)
+    step, scores = training.best()
+    figures = {f"rairl.{key.replace('/', '.')}": exact(value) for key, value in scores.items()}
+    figures["rairl.step"] = exact(step)
+    return figures if params.logged else {**figures, "rairl.train_correct": recent(rows, "rollout/correct")}
+
+
+class _Training:
+    """One run of the stage: what is built from the inputs, and the reward checkpoints it leaves in ``work``."""
+
+    def __init__(self, params: Params, run: Run, data: Path, base: Path, sft: Path, work: Path) -> None:
+        from rairl.learn.adversarial import LearnedReward
+        from rairl.models.policy import load_policy
+        from rairl.models.reward import new_reward
+
+        self.params, self.log, self.data, self.work = params, run, data, work
+        self.base, self.sft = base, sft
+        self.demos = read_traces(data / "demos.jsonl")
+        self.policy, self.tokenizer = load_policy(sft)
+        self.model: RewardModel = new_reward(
+            {"base": base, "sft": sft}[params.reward.backbone], params.reward, seed=params.seed
+        )
+        self.reward: LearnedReward = LearnedReward(
+            self.model, self.demos, params.reward, params.policy.advantage_floor, params.seed
+        )
+        self.dev: Dev = self._dev()
+        self.rows: list[dict[str, float]] = []
+
+    def _dev(self) -> Dev:
+        from rairl.evaluate.calibrate import make_dev
+
+        experts = read_traces(self.data / "dev.jsonl")
+        drawn = [] if self.params.logged else self._rollouts(self.sft, experts, 2, "dev")
+        return make_dev(experts, drawn, copies=2, seed=self.params.seed)
+
+    def _rollouts(self, folder: Path, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
+        import random
+
+        from rairl.learn.rollouts import sample, to_traces
+        from rairl.models.policy import load_policy
+
+        model, tokenizer = load_policy(folder)
+        seed = random.Random(f"{self.params.seed}/{key}").getrandbits(31)
+        completions = sample(
+            model,
+            tokenizer,
+            [prompt.problem for prompt in prompts],
+            n=n,
+            max_new_tokens=self.params.policy.max_new_tokens,
+            temperature=self.params.policy.temperature,
+            seed=seed,
+        )
+        return to_traces(
+            completions, prompts, tokenizer, source="policy", tag=f"{key}-", meta={"step": 0, "seed": seed}
+        )
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> list[dict[str, float]]:
+        """Warm up and train, or go on where a killed run stopped; returns the history."""
+        from rairl.learn import checkpoints
+
+        loop = None if self.params.logged else self._loop()
+        if checkpoints.latest(self.work) is None:
+            self._warm_up()
+            self._keep(0)
+            if loop is not None:
+                loop.save(0)
+        if loop is None:
+            return self.rows
+        return [*self.rows, *loop.run("rairl")]
+
+    def _warm_up(self) -> None:
+        from tqdm import tqdm
+
+        from rairl.traces import write_traces
+
+        if self.params.logged:
+            negatives = read_traces(self.data / "logged_train.jsonl")
+        else:
+            n = self.params.reward.warmup_rollouts
+            negatives = [
+                *self._rollouts(self.base, self.demos, n, "warmup-base"),
+                *self._rollouts(self.sft, self.demos, n, "warmup-sft"),
+            ]
+            write_traces(self.work / "rollouts" / "warmup.jsonl", negatives)
+        updates = self.params.reward.warmup_updates
+        bar = tqdm(total=updates, desc="reward warm-up", unit="update")
+
+        def on_update(metrics: dict[str, float]) -> None:
+            row = {f"warmup/{key}": value for key, value in metrics.items()}
+            self.log.log(row, step=bar.n)
+            if self.params.logged:
+                self.rows.append({"step": bar.n, **metrics})
+                if (bar.n + 1) % self.params.reward.register_every == 0 and bar.n + 1 < updates:
+                    self._keep(bar.n + 1)
+            bar.update(1)
+            bar.set_postfix(loss=f"{metrics['discriminator/loss']:.3f}", refresh=False)
+
+        self.reward.warm_up(negatives, on_update)
+        bar.close()
+
+    def _loop(self):  # type: ignore[no-untyped-def]
+        from rairl.learn.adversarial import PolicyLoop
+        from rairl.models.policy import load_policy
+
+        def after(done: int) -> None:
+            if done % self.params.reward.register_every == 0 or done == self.params.policy.iterations:
+                self._keep(done)
+
+        return PolicyLoop(
+            policy=self.policy,
+            reference=load_policy(self.sft)[0],
+            tokenizer=self.tokenizer,
+            prompts=read_traces(self.data / "prompts.jsonl"),
+            reward=self.reward,
+            params=self.params.policy,
+            seed=self.params.seed,
+            checkpoints=self.work,
+            rollouts=self.work / "rollouts",
+            on_metrics=lambda iteration, metrics: self.log.log(metrics, step=iteration),
+            after_iteration=after,
+        )
+
+    # --- reward checkpoints -----------------------------------------------------------------------------------------
+
+    def _keep(self, step: int) -> None:
+        """Score the reward on dev, calibrate it there, save and register it."""
+        from rairl.evaluate.calibrate import dev_scores
+
+        scores, self.model.calibration = dev_scores(self.model, self.dev)
+        folder = self.work / "rewards" / f"step-{step:05d}"
+        self.model.save_pretrained(folder)
+        write_scores(folder, step, scores)
+        self.log.log(scores, step=step)
+        self.log.register_reward(folder, step, scores)
+
+    def best(self) -> tuple[int, dict[str, float]]:
+        """Step and dev scores of the best checkpoint; the later of equals."""
+        from rairl.evaluate.calibrate import CRITERION
+
+        kept = [read_scores(folder) for folder in sorted((self.work / "rewards").iterdir())]
+        return max(kept, key=lambda item: (item[1][CRITERION], item[0]))
+
+    def choose(self, target: Path) -> None:
+        """Copy the best checkpoint to ``target`` and give its version the alias ``champion``."""
+        from rairl.evaluate.calibrate import CRITERION
+
+        shutil.copytree(self.work / "rewards" / f"step-{self.best()[0]:05d}", target)
+        self.log.promote_champion(CRITERION)
+
+    def save_policy(self, target: Path) -> None:
+        """Write the trained policy."""
+        from rairl.models.policy import save_policy
+
+        save_policy(target, self.policy, self.tokenizer)
+
+
+def write_scores(folder: Path, step: int, scores: dict[str, float]) -> None:
+    """Dev scores beside a reward checkpoint."""
+    import json
+
+    (folder / "dev.json").write_text(json.dumps({"step": step, "scores": scores}, indent=1) + "\n")
+
+
+def read_scores(folder: Path) -> tuple[int, dict[str, float]]:
+    """Inverse of :func:`write_scores`."""
+    import json
+
+    row = json.loads((folder / "dev.json").read_text())
+    return int(row["step"]), row["scores"]
