@@ -242,7 +242,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RairlError):
         _say(f"error: {error}")
         return 2
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, PermissionError):
         _say(f"error: {error.filename}: {error.strerror}")
         return 1
     traceback.print_exception(error)

@@ -50,6 +50,18 @@ LOCATOR_LABELS = {
 }
 
 
+SPLIT_LABELS = {
+    "ood_longer": "longer chains",
+    "ood_operators": "unseen operations",
+    "ood_numbers": "larger numbers",
+}
+
+
+def split_label(split: str) -> str:
+    """A split in words, where it is one of the built-in benchmark's."""
+    return SPLIT_LABELS.get(split, split)
+
+
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
@@ -58,6 +70,7 @@ class Claim:
     """One thing the reader wants to know.
 
     Attributes:
+        use: what of the reward it is about; claims of one use stand together.
         text: the claim, as a sentence.
         verdict: ``supported``, ``not supported``, ``falsified`` or ``not tested``.
         figure: the number that decides it.
@@ -66,6 +79,7 @@ class Claim:
         detail: the numbers compared, or why there is none.
     """
 
+    use: str
     text: str
     verdict: str
     figure: Estimate
@@ -76,9 +90,16 @@ class Claim:
     @property
     def number(self) -> str:
         """The figure with its interval."""
-        sign = "+" if self.signed else ""
-        value, low, high = (format(bound, f"{sign}.3f") for bound in self.figure[:3])
+        value, low, high = (format(bound, "+.3f" if self.signed else ".3f") for bound in self.figure[:3])
         return f"{value} [{low}, {high}]"
+
+
+TRAINING, RERANKING, LOCALISING, AUDITING = (
+    "As a training signal",
+    "For picking answers",
+    "For finding the first wrong step",
+    "Under audit",
+)
 
 
 def difference_verdict(difference: Estimate) -> str:
@@ -114,7 +135,14 @@ def _is_ood(part: str) -> bool:
 def _versus(figures: Figures, first: tuple[str, str], second: tuple[str, str], p: str) -> str:
     """``(label, figure name)`` of the two sides, side by side, with the p-value."""
     sides = [f"{label} {figures[name]}" for label, name in (first, second) if name in figures]
-    return ", ".join([*sides, f"p = {figures[p].value:.4f}"] if p in figures else sides)
+    return ", ".join([*sides, f"p {p_value(figures[p])}"] if p in figures else sides)
+
+
+def p_value(figure: Estimate | None) -> str | None:
+    """A p-value as text: three decimals, or that it is smaller than they can say."""
+    if figure is None:
+        return None
+    return "< 0.001" if figure.value < 0.001 else f"= {figure.value:.3f}"
 
 
 def _policy_claims(figures: Figures) -> list[Claim]:
@@ -123,10 +151,11 @@ def _policy_claims(figures: Figures) -> list[Claim]:
         name = f"posttrain.rairl-sft.{split}pass@1"
         difference = figures.get(name, NOTHING)
         sides = ("R-AIRL", f"posttrain.rairl.{split}pass@1"), ("SFT", f"posttrain.sft.{split}pass@1")
-        where = f" on {split[:-1]}" if split else " on test"
+        where = split_label(split[:-1]) if split else "test problems"
         found.append(
             Claim(
-                f"Training on the learned reward beats supervised fine-tuning{where}.",
+                TRAINING,
+                f"Training on the learned reward beats supervised fine-tuning on {where}.",
                 difference_verdict(difference),
                 difference,
                 "pass@1, R-AIRL minus SFT",
@@ -155,6 +184,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
         sides = ("reward", "rerank.reward"), (SELECTOR_LABELS[rival], f"rerank.{rival}")
         found.append(
             Claim(
+                RERANKING,
                 f"The reward picks better answers than {words}.",
                 difference_verdict(difference),
                 difference,
@@ -175,9 +205,10 @@ def _localise_claims(figures: Figures) -> list[Claim]:
     for rival, words in rivals.items():
         name = f"localise.reward-{rival}.exact"
         difference = figures.get(name, NOTHING)
-        sides = ("reward", "localise.reward.exact"), (rival.replace("_", " "), f"localise.{rival}.exact")
+        sides = ("reward", "localise.reward.exact"), (LOCATOR_LABELS[rival], f"localise.{rival}.exact")
         found.append(
             Claim(
+                LOCALISING,
                 f"The reward finds the first wrong step better than {words}.",
                 difference_verdict(difference),
                 difference,
@@ -195,7 +226,8 @@ def _audit_claims(figures: Figures) -> list[Claim]:
         auroc = figures.get(f"audit.{split}.auroc", NOTHING)
         found.append(
             Claim(
-                f"Falsification test: the reward ranks right chains above wrong ones on {split}.",
+                AUDITING,
+                f"Falsification test: the reward ranks right chains above wrong ones on {split_label(split)}.",
                 falsification_verdict(auroc),
                 auroc,
                 "AUROC within question; .5 is chance",
@@ -211,6 +243,7 @@ def _audit_claims(figures: Figures) -> list[Claim]:
         share = figures.get(f"audit.{name}", NOTHING)
         found.append(
             Claim(
+                AUDITING,
                 text,
                 half_verdict(share),
                 share,
@@ -275,7 +308,7 @@ def _policies(figures: Figures) -> Table:
 
 
 def _policy_splits(figures: Figures) -> Table:
-    columns = {split: split for split in splits(figures, "posttrain")}
+    columns = {split: split_label(split) for split in splits(figures, "posttrain")}
     note = "pass@1 on problems unlike any demonstration."
     return _table(
         figures, "Policies out of distribution", note, columns, POLICY_LABELS, "posttrain.{row}.{column}.pass@1"
@@ -289,9 +322,9 @@ def _contrasts(figures: Figures) -> Table:
         "rairl-grpo": "R-AIRL − GRPO",
         "sft-base": "SFT − base",
     }
-    columns = {"pass@1": "test", "pass@1.p": "p (test)"} | {
-        f"{split}.pass@1": split for split in splits(figures, "posttrain")
-    }
+    columns = {"pass@1": "test", "pass@1.p": "p"}
+    for split in splits(figures, "posttrain"):
+        columns |= {f"{split}.pass@1": split_label(split), f"{split}.pass@1.p": "p"}
     note = "Paired differences of pass@1 on the same questions; p by a two-sided permutation test."
     return _table(figures, "Differences between policies", note, columns, names, "posttrain.{row}.{column}")
 
@@ -299,7 +332,7 @@ def _contrasts(figures: Figures) -> Table:
 def _pools(figures: Figures) -> dict[str, str]:
     """Prefixes of the candidate sets that were ranked."""
     known = {"rerank": "test", "rerank.on_rairl": "test, R-AIRL's own samples"}
-    known |= {f"rerank.{split}": split for split in splits(figures, "rerank")}
+    known |= {f"rerank.{split}": split_label(split) for split in splits(figures, "rerank")}
     return {prefix: label for prefix, label in known.items() if f"{prefix}.reward" in figures}
 
 
@@ -317,7 +350,7 @@ def _selector_gains(figures: Figures) -> Table:
     columns = {}
     for prefix, label in _pools(figures).items():
         columns[f"{prefix}|"] = label
-        columns[f"{prefix}|.p"] = f"p ({label})"
+        columns[f"{prefix}|.p"] = "p"
     cells = {
         label: [figures.get(f"{key.split('|')[0]}.reward-{name}{key.split('|')[1]}") for key in columns]
         for name, label in rows.items()
@@ -363,7 +396,7 @@ def _audit_splits(figures: Figures) -> Table:
         "auroc_length": "length alone", "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
         "reward_right": "mean reward, right", "reward_wrong": "mean reward, wrong",
     }  # fmt: skip
-    rows = {name: name for name in sorted(names, key=lambda name: (_is_ood(name), name))}
+    rows = {name: split_label(name) for name in sorted(names, key=lambda name: (_is_ood(name), name))}
     note = "AUROC of right against wrong chains, within question unless pooled."
     table = _table(figures, "Right against wrong chains", note, columns, rows, "audit.{row}.{column}")
     for name in table.rows:

@@ -27,14 +27,23 @@ def load_policy(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet()
     if not (Path(folder) / "config.json").is_file():
         raise RairlError(f"{folder} holds no model (config.json is missing); run the stage that makes it")
     model = AutoModelForCausalLM.from_pretrained(folder)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
+def quiet() -> None:
+    """Turn off transformers' own progress bars: loading a shard is not long work, and they tear the real bars apart."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def save_policy(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write config, safetensors and tokenizer into ``folder``."""
+    quiet()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

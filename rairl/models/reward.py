@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rairl.errors import RairlError
-from rairl.models.policy import Encoded, batches_by_length, encode, pad, token_at
+from rairl.models.policy import Encoded, batches_by_length, encode, pad, quiet, token_at
 from rairl.params import Granularity, RewardParams
 from rairl.traces import Trace
 
@@ -217,6 +217,7 @@ class RewardModel(nn.Module):
         """Write backbone, tokenizer, head, parameters and calibration; safetensors only."""
         from safetensors.torch import save_file
 
+        quiet()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.params.head == "linear":
@@ -248,6 +249,7 @@ class RewardModel(nn.Module):
         from safetensors.torch import load_file
         from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
+        quiet()
         folder = Path(folder)
         try:
             card = json.loads((folder / "reward.json").read_text())
@@ -279,6 +281,7 @@ def new_reward(folder: str | Path, params: RewardParams, *, seed: int) -> Reward
     """An untrained reward model on the backbone in ``folder``."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+    quiet()
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     kind = AutoModel if params.head == "linear" else AutoModelForCausalLM

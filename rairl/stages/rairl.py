@@ -66,8 +66,8 @@ def rairl(
     for source, target in ((work / "rewards", checkpoints), (work / "rollouts", rollouts)):
         shutil.copytree(source, target)
     write_history(history, rows)
-    clear(work)
     step, scores = training.best()
+    clear(work)
     figures = {f"rairl.{key.replace('/', '.')}": exact(value) for key, value in scores.items()}
     figures["rairl.step"] = exact(step)
     return figures if params.logged else {**figures, "rairl.train_correct": recent(rows, "rollout/correct")}
