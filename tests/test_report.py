@@ -22,7 +22,7 @@ from rairl.datasets import arithmetic
 from rairl.errors import RairlError
 from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import POLICIES, candidates_path
-from rairl.evaluate.report import cell, claims, embed_json, summary_table, tables, viewer_rows
+from rairl.evaluate.report import cell, claims, embed_json, p_value, summary_table, tables, viewer_rows
 from rairl.params import Params, parse_params
 from rairl.segment import think_lines
 from rairl.stages import INPUTS, OUTPUTS, write_figures
@@ -305,7 +305,7 @@ def test_the_report_needs_nothing_but_itself(finished):
     images = {path.name for path in (finished.root / "report").glob("*.png")}
     assert images == {
         "pass_at_k.png", "splits.png", "curve.png", "on_rairl.png", "selectors.png", "natural.png", "auroc.png",
-        "checks.png", "training_grpo.png", "training_r-airl.png",
+        "checks.png", "training_grpo.png", "training_rairl.png",
     }  # fmt: skip
     assert text.count("data:image/png") == len(images)
 
@@ -317,7 +317,8 @@ def test_the_report_holds_the_numbers_of_metrics_json(finished):
         name for stage in STAGES for name, value in finished.figures[stage].items() if value.n == 0
     } | {f"time.{stage}" for stage in STAGES if stage != "report"}
     for name in ("posttrain.rairl.pass@1", "rerank.majority", "localise.logprob_drop.exact", "audit.test.auroc"):
-        assert f"{figures[name]['value']:.3f} [{figures[name]['low']:.3f}, {figures[name]['high']:.3f}]" in text
+        number, interval = cell(Estimate(**figures[name]))
+        assert f"<td>{number} <small>{interval}</small></td>" in text
 
 
 def test_viewer_shows_every_kind_and_marks_the_steps(finished):
@@ -369,7 +370,7 @@ def test_claims_follow_fixed_rules():
         "audit.shuffle.reward": Estimate(0.5, 0.4, 0.6, 50),
     }
     verdicts = {claim.text: claim.verdict for claim in claims(figures)}
-    assert verdicts["Training on the learned reward beats supervised fine-tuning on test."] == SUPPORTED
+    assert verdicts["Training on the learned reward beats supervised fine-tuning on test problems."] == SUPPORTED
     assert verdicts["Training on the learned reward beats supervised fine-tuning on ood_x."] == NOT_SUPPORTED
     assert verdicts["The reward picks better answers than a majority vote."] == NOT_SUPPORTED
     assert verdicts["The reward picks better answers than chance."] == NOT_TESTED
@@ -382,10 +383,12 @@ def test_claims_follow_fixed_rules():
 
 
 def test_cells():
-    assert cell(Estimate(0.5, 0.4, 0.6, 9)) == "0.500 [0.400, 0.600]"
-    assert cell(exact(0.25)) == "0.250"
-    assert cell(None) == "–"
-    assert cell("supported") == "supported"
+    assert cell(Estimate(0.5, 0.4, 0.6, 9)) == ("0.500", "[0.400, 0.600]")
+    assert cell(Estimate(61.25, 50, 70.06, 9)) == ("61.2", "[50.0, 70.1]")
+    assert cell(None) == ("–", "")
+    assert cell("supported") == ("supported", "")
+    assert p_value(exact(0.0431)) == "=\N{NO-BREAK SPACE}0.043"
+    assert p_value(exact(0.0002)) == "<\N{NO-BREAK SPACE}0.001"
 
 
 def test_metrics_that_disagree_are_refused(tmp_path):

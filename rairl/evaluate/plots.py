@@ -61,7 +61,7 @@ def forest(
         reference: where to draw a line, such as chance.
         strong: rows in the accent colour.
     """
-    figure, axes = _figure(6.4, 0.9 + 0.34 * len(rows))
+    figure, axes = _figure(7.0, 0.9 + 0.34 * len(rows))
     axis = axes[0, 0]
     for at, (name, estimate) in enumerate(rows.items()):
         colour = COLOURS[1] if name in strong else COLOURS[0]

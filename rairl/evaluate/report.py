@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rairl.evaluate.audit import NOT_SUPPORTED, NOT_TESTED, SUPPORTED, falsification_verdict
+from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, falsification_verdict
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.localise import first_error, suspicion
 from rairl.stats import NOTHING, Estimate, from_json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 Figures = Mapping[str, Estimate]
+Cell = Estimate | str | None
 
 POLICY_LABELS = {"base": "base", "sft": "SFT", "grpo": "GRPO (sees the answers)", "rairl": "R-AIRL"}
 SELECTOR_LABELS = {
@@ -94,12 +95,13 @@ class Claim:
         return f"{value} [{low}, {high}]"
 
 
-TRAINING, RERANKING, LOCALISING, AUDITING = (
+USES = TRAINING, RERANKING, LOCALISING, AUDITING = (
     "As a training signal",
     "For picking answers",
     "For finding the first wrong step",
     "Under audit",
 )
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, FALSIFIED, NOT_TESTED)
 
 
 def difference_verdict(difference: Estimate) -> str:
@@ -135,14 +137,12 @@ def _is_ood(part: str) -> bool:
 def _versus(figures: Figures, first: tuple[str, str], second: tuple[str, str], p: str) -> str:
     """``(label, figure name)`` of the two sides, side by side, with the p-value."""
     sides = [f"{label} {figures[name]}" for label, name in (first, second) if name in figures]
-    return ", ".join([*sides, f"p {p_value(figures[p])}"] if p in figures else sides)
+    return ", ".join([*sides, f"p\N{NO-BREAK SPACE}{p_value(figures[p])}"] if p in figures else sides)
 
 
-def p_value(figure: Estimate | None) -> str | None:
+def p_value(figure: Estimate) -> str:
     """A p-value as text: three decimals, or that it is smaller than they can say."""
-    if figure is None:
-        return None
-    return "< 0.001" if figure.value < 0.001 else f"= {figure.value:.3f}"
+    return "<\N{NO-BREAK SPACE}0.001" if figure.value < 0.001 else f"=\N{NO-BREAK SPACE}{figure.value:.3f}"
 
 
 def _policy_claims(figures: Figures) -> list[Claim]:
@@ -265,7 +265,7 @@ class Table:
     title: str
     note: str
     columns: list[str]
-    rows: dict[str, list[Estimate | str | None]]
+    rows: dict[str, list[Cell]]
 
 
 def tables(figures: Figures) -> dict[str, list[Table]]:
@@ -284,7 +284,9 @@ def _table(
     figures: Figures, title: str, note: str, columns: Mapping[str, str], rows: Mapping[str, str], pattern: str
 ) -> Table:
     """Rows and columns map a key to its label; ``pattern`` has ``{row}`` and ``{column}``. Empty ones are dropped."""
-    cells = {(row, column): figures.get(pattern.format(row=row, column=column)) for row in rows for column in columns}
+    cells = {
+        (row, column): _cell(figures, pattern.format(row=row, column=column)) for row in rows for column in columns
+    }
     kept_rows = [row for row in rows if any(cells[row, column] for column in columns)]
     kept = [column for column in columns if any(cells[row, column] for row in kept_rows)]
     return Table(
@@ -293,6 +295,11 @@ def _table(
         [columns[column] for column in kept],
         {rows[row]: [cells[row, column] for column in kept] for row in kept_rows},
     )
+
+
+def _cell(figures: Figures, name: str) -> Cell:
+    figure = figures.get(name)
+    return figure if figure is None or not name.endswith(".p") else p_value(figure).removeprefix("=\N{NO-BREAK SPACE}")
 
 
 def _policies(figures: Figures) -> Table:
@@ -351,13 +358,12 @@ def _selector_gains(figures: Figures) -> Table:
     for prefix, label in _pools(figures).items():
         columns[f"{prefix}|"] = label
         columns[f"{prefix}|.p"] = "p"
-    cells = {
-        label: [figures.get(f"{key.split('|')[0]}.reward-{name}{key.split('|')[1]}") for key in columns]
-        for name, label in rows.items()
+    cells: dict[str, list[Cell]] = {
+        label: [_cell(figures, key.replace("|", f".reward-{name}")) for key in columns] for name, label in rows.items()
     }
     cells = {label: row for label, row in cells.items() if any(row)}
-    note = "Paired differences on the same questions."
-    return Table("What the reward adds to each baseline", note, list(columns.values()), cells)  # type: ignore[arg-type]
+    note = "Paired differences on the same questions; p by a two-sided permutation test."
+    return Table("What the reward adds to each baseline", note, list(columns.values()), cells)
 
 
 def _selector_aurocs(figures: Figures) -> Table:
@@ -399,8 +405,8 @@ def _audit_splits(figures: Figures) -> Table:
     rows = {name: split_label(name) for name in sorted(names, key=lambda name: (_is_ood(name), name))}
     note = "AUROC of right against wrong chains, within question unless pooled."
     table = _table(figures, "Right against wrong chains", note, columns, rows, "audit.{row}.{column}")
-    for name in table.rows:
-        table.rows[name].append(falsification_verdict(figures.get(f"audit.{name}.auroc", NOTHING)))
+    for name, label in rows.items():
+        table.rows[label].append(falsification_verdict(figures.get(f"audit.{name}.auroc", NOTHING)))
     table.columns.append("verdict")
     return table
 
@@ -418,23 +424,21 @@ def _audit_checks(figures: Figures) -> Table:
 
 
 def _times(figures: Figures) -> Table:
-    rows = {
-        name.removeprefix("time."): [f"{figure.value:.1f} s"]
-        for name, figure in figures.items()
-        if name.startswith("time.")
+    times = {name.removeprefix("time."): figure.value for name, figure in figures.items() if name.startswith("time.")}
+    rows: dict[str, list[Cell]] = {
+        stage: [f"{seconds:.1f} s"] for stage, seconds in sorted(times.items(), key=lambda item: -item[1])
     }
-    return Table("Time per stage", "", ["seconds"], rows)  # type: ignore[arg-type]
+    return Table("Time per stage", f"Together {sum(times.values()):.0f} s.", ["time"], rows)
 
 
-def cell(value: Estimate | str | None, digits: int = 3) -> str:
-    """A table cell: the value, then its interval when it has one."""
+def cell(value: Cell) -> tuple[str, str]:
+    """A table cell: the value and its interval, as text; no interval for what is text already."""
     if value is None:
-        return "–"
+        return "–", ""
     if isinstance(value, str):
-        return value
-    if value.low == value.high:
-        return f"{value.value:.{digits}f}"
-    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+        return value, ""
+    digits = 3 if abs(value.value) < 10 else 1
+    return f"{value.value:.{digits}f}", f"[{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
 # --- traces ----------------------------------------------------------------------------------------------------------

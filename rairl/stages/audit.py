@@ -120,7 +120,11 @@ def _write(figures: dict[str, Estimate], plots: Path) -> None:
         "auroc_logprob": "log-probability",
     }
     series = {
-        label: {split: figures[f"audit.{split}.{name}"] for split in aurocs if f"audit.{split}.{name}" in figures}
+        label: {
+            split_label(split): figures[f"audit.{split}.{name}"]
+            for split in aurocs
+            if f"audit.{split}.{name}" in figures
+        }
         for name, label in labels.items()
     }
     if aurocs:

@@ -17,6 +17,7 @@ from rairl.evaluate.localise import (
     logprob_predictions,
     trivial_predictions,
 )
+from rairl.evaluate.report import LOCATOR_LABELS
 from rairl.params import Params
 from rairl.stats import Estimate
 from rairl.traces import Trace, read_traces
@@ -127,13 +128,9 @@ def _figures(
     return figures
 
 
-METHODS = ("reward", "logprob_drop", "logprob_sum", "logprob_change", "longest", "first", "last", "chance")
-"""Methods in the order of tables and plots."""
-
-
 def _plot(figures: dict[str, Estimate], prefix: str, path: Path) -> None:
     draw.forest(
-        {method: figures[f"{prefix}.{method}.exact"] for method in METHODS},
+        {label: figures[f"{prefix}.{method}.exact"] for method, label in LOCATOR_LABELS.items()},
         path,
         label="exact first wrong step, given there is one",
         reference=figures[f"{prefix}.chance.exact"].value,

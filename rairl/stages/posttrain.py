@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import POLICIES, candidates_path, read_candidates, require_answered, splits_of
+from rairl.evaluate.report import split_label
 from rairl.evaluate.training import compare, greedy_figure, powers_of_two, sample_figures, samples_per_question
 from rairl.params import Params
 from rairl.stats import Estimate
@@ -61,7 +62,9 @@ def _plot(figures: dict[str, Estimate], splits: list[str], plots: Path) -> None:
     draw.curves(lines, plots / "pass_at_k.png", xlabel="k (samples)", ylabel="pass@k on test")
     places = {
         label: {
-            split: figures[f"posttrain.{policy}.pass@1" if split == "test" else f"posttrain.{policy}.{split}.pass@1"]
+            split_label(split): figures[
+                f"posttrain.{policy}.pass@1" if split == "test" else f"posttrain.{policy}.{split}.pass@1"
+            ]
             for split in splits
         }
         for policy, label in names.items()

@@ -12,7 +12,7 @@ import yaml
 from rairl.errors import RairlError
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import candidates_path, read_candidates, reference_policy
-from rairl.evaluate.report import claims, data_uri, render, tables, viewer_rows
+from rairl.evaluate.report import USES, VERDICTS, claims, data_uri, render, tables, viewer_rows
 from rairl.params import Params
 from rairl.stats import Estimate, from_json, to_json
 
@@ -55,7 +55,7 @@ def report(
         "audit": _collect(audit_plots, report),
         "time": [],
     }
-    found = tables(figures)
+    found, asked = tables(figures), claims(figures)
     viewer = _viewer(params, candidates, rerank_scores)
     page = render(
         {
@@ -64,7 +64,10 @@ def report(
             "digest": params.digest(),
             "seed": params.seed,
             "draws": params.report.bootstrap,
-            "claims": claims(figures),
+            "claims": {use: [claim for claim in asked if claim.use == use] for use in USES},
+            "tally": {
+                verdict: count for verdict in VERDICTS if (count := sum(claim.verdict == verdict for claim in asked))
+            },
             "sections": [
                 {"id": key, "title": title, "lead": lead, "tables": found[key], "images": images[key]}
                 for key, (title, lead) in SECTIONS.items()
@@ -180,7 +183,7 @@ def _histories(grpo: Path, rairl: Path, report: Path) -> list[dict[str, Any]]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows):
             raise RairlError(f"{path} must be a list of objects with 'step'; run its stage again")
         if draw.history_panels(rows):
-            image = draw.histories(rows, report / f"training_{label.lower()}.png")
+            image = draw.histories(rows, report / f"training_{folder.name}.png")
             images.append(
                 {"uri": data_uri(image), "caption": f"{label}: the training run, step by step.", "wide": True}
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import by_question, candidates_path, read_candidates, reference_policy, splits_of
+from rairl.evaluate.report import SELECTOR_LABELS
 from rairl.evaluate.rerank import (
     accuracy_by_source,
     aggregate,
@@ -106,14 +107,17 @@ def _plot(figures: dict[str, Estimate], curves: dict[str, dict[str, dict[int, Es
     for prefix, lines in curves.items():
         if prefix in ("rerank", "rerank.on_rairl"):
             draw.curves(
-                {name: lines[name] for name in SHOWN if name in lines},
+                {SELECTOR_LABELS[name]: lines[name] for name in SHOWN if name in lines},
                 plots / f"{prefix.removeprefix('rerank').strip('.') or 'curve'}.png",
                 xlabel="N (candidates to choose from)",
                 ylabel="expected accuracy",
             )
     names = [name for name in (*SHOWN, "logprob_sum", "longest") if f"rerank.{name}" in figures]
     draw.forest(
-        {name: figures[f"rerank.{name}"] for name in sorted(names, key=lambda name: -figures[f"rerank.{name}"].value)},
+        {
+            SELECTOR_LABELS[name]: figures[f"rerank.{name}"]
+            for name in sorted(names, key=lambda name: -figures[f"rerank.{name}"].value)
+        },
         plots / "selectors.png",
         label=f"expected accuracy, best of {figures['rerank.n'].value:.0f}",
         reference=figures["rerank.random"].value,
