@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from rairl.params import Params, parse_params
+from rairl.traces import Trace
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -109,3 +110,28 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(["dvc", "repro"], cwd=clone, env=in_environment(clone), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return clone
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny causal model with random weights and a tokenizer trained in code."""
+    from rairl.datasets import arithmetic
+    from rairl.models.base import new_model, train_tokenizer
+    from rairl.models.policy import save_policy
+    from rairl.params import load_params
+
+    params = load_params(ROOT / "tests" / "miniature.yaml").base
+    tokenizer = train_tokenizer((f"{p}\n{t}" for p, t in arithmetic.corpus(200, 0)), params.vocab_size)
+    folder = tmp_path_factory.mktemp("models") / "policy"
+    save_policy(folder, new_model(params, tokenizer, max_tokens=400, seed=0), tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demos() -> list[Trace]:
+    """A few expert traces of the built-in benchmark."""
+    from rairl.datasets import arithmetic
+    from rairl.params import ArithmeticDataset
+
+    dataset = ArithmeticDataset(name="arithmetic", demos=16, prompts=4, dev=4, test=4, ood=2)
+    return arithmetic.build(dataset, 0)["demos"]

@@ -113,6 +113,13 @@ class Fixed:
         return [Scores(np.array(trace.meta["reads"], dtype=float), trace.meta["reads"][-1]) for trace in traces]
 
 
+class Blank(Fixed):
+    """A reward that reads no step."""
+
+    def score(self, traces: list[Trace], *, progress: bool = False) -> list[Scores]:
+        return [Scores(np.zeros(0), 0.0) for _ in traces]
+
+
 def own(key: str, reads: list[float], **more: Any) -> Trace:
     text = "\n".join(f"step {number}" for number in range(len(reads)))
     row = {"id": key, "problem": "p", "text": text, "steps": text.split("\n"), "meta": {"reads": reads}, **more}
@@ -153,6 +160,8 @@ def test_localise_rows() -> None:
     wrong, right = localise_rows([own("a", [2.0, 1.0, -2.0]), own("b", [1.0, 1.0])], Fixed())  # type: ignore[arg-type]
     assert wrong == {"id": "a", "suspect": 2, "suspect_text": "step 2", "first_error": 2, "steps": [2.0, 1.0, -2.0]}
     assert (right["suspect"], right["first_error"]) == (1, None)
+    [blank] = localise_rows([Trace(id="c", problem="p", text=" ", meta={"reads": [0.0]})], Blank())  # type: ignore[arg-type]
+    assert blank == {"id": "c", "suspect": None, "suspect_text": None, "first_error": None, "steps": []}
 
 
 def test_steps_are_found_where_they_are_not_given(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def read_own(path: Path, *, skip_bad: list[str] | None = None) -> list[Trace]:
     """
     traces = []
     for trace in read_traces(path, skip_bad=skip_bad):
-        if not trace.text.strip():
+        if not trace.text:
             message = f"{path}: trace {trace.id!r} has no 'text' to score"
             if skip_bad is None:
                 raise RairlError(message)
@@ -92,7 +92,8 @@ def localise_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict
     """Where each trace goes wrong, by the locator and the threshold chosen on dev.
 
     Rows: ``{"id", "suspect", "suspect_text", "first_error", "steps": [logits]}``. ``suspect`` is the 0-based step
-    that is wrong if one is; ``first_error`` is the first step below the threshold, or None.
+    that is wrong if one is; ``first_error`` is the first step below the threshold, or None. A trace
+    of white space has no steps and None for both.
 
     Raises:
         RairlError: when the reward model has no threshold.
@@ -103,11 +104,11 @@ def localise_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict
             "this reward model was not calibrated on dev (it has no threshold); use models/reward of a finished run"
         )
     for trace, scores in _scored(traces, reward):
-        suspect = first_error(scores.steps, calibration.locator)
+        suspect = first_error(scores.steps, calibration.locator) if trace.steps else None
         yield {
             "id": trace.id,
             "suspect": suspect,
-            "suspect_text": trace.step_texts()[suspect],
+            "suspect_text": None if suspect is None else trace.step_texts()[suspect],
             "first_error": first_error_or_none(scores.steps, calibration.locator, calibration.threshold),
             "steps": [float(value) for value in scores.steps],
         }

@@ -229,7 +229,7 @@ def reads_of(model: RewardModel, trace: Trace) -> list[int]:
     """Character ends, in the trace's text, of the units that the reward reads."""
     item = encode(model.tokenizer, [trace])[0]
     tokens = read_tokens(item, trace, model.params.granularity, model.params.interval)
-    return [item.ends[token - item.prompt_tokens] for token in tokens]
+    return [int(item.ends[token - item.prompt_tokens]) for token in tokens]
 
 
 def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray]:

@@ -61,14 +61,12 @@ class Encoded:
     Attributes:
         ids: token ids of prompt and completion, without end token.
         prompt_tokens: how many of them belong to the prompt.
-        ends: for each completion token, the end of its characters in ``Trace.text``.
-        starts: likewise the start.
+        ends: for each completion token, the end of its characters in ``Trace.text``; ascending.
     """
 
     ids: list[int]
     prompt_tokens: int
-    starts: list[int]
-    ends: list[int]
+    ends: np.ndarray
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> list[Encoded]:
@@ -84,10 +82,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> list[
     )
     rows = []
     for prompt, ids, offsets in zip(prompts, batch["input_ids"], batch["offset_mapping"], strict=True):
-        border = len(prompt)
-        count = sum(end <= border for _, end in offsets)
-        spans = [(max(start - border, 0), end - border) for start, end in offsets[count:]]
-        rows.append(Encoded(ids, count, [start for start, _ in spans], [end for _, end in spans]))
+        spans = np.array(offsets).reshape(-1, 2) - len(prompt)
+        count = int(np.searchsorted(spans[:, 1], 0, side="right"))
+        rows.append(Encoded(ids, count, spans[count:, 1]))
     return rows
 
 

@@ -141,7 +141,7 @@ class RewardModel(nn.Module):
             list(ends[index]) if ends else read_tokens(item, trace, self.params.granularity, self.params.interval)
             for index, (item, trace) in enumerate(zip(encoded, traces, strict=True))
         ]
-        features: list[Tensor | None] = [None] * len(traces)
+        features: list[Tensor] = [torch.empty(0)] * len(traces)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.params.train_backbone):
             for batch in batches_by_length([len(item.ids) for item in encoded], batch_tokens):
                 rows = self._features([encoded[index] for index in batch], [places[index] for index in batch])
@@ -149,27 +149,28 @@ class RewardModel(nn.Module):
                     features[index] = row
         counts = torch.tensor([len(place) for place in places])
         return Reads(
-            torch.cat([row for row in features if row is not None]),
+            torch.cat(features),
             torch.arange(len(traces)).repeat_interleave(counts),
             torch.tensor([token for place in places for token in place]),
         )
 
-    def _features(self, encoded: Sequence[Encoded], places: Sequence[Sequence[int]]) -> list[Tensor]:
+    def _features(self, encoded: Sequence[Encoded], places: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """Features of each trace's reads: one ``(reads, F)`` tensor per trace."""
         ids, _ = pad([item.ids for item in encoded], self.tokenizer.pad_token_id or 0)
         ids = ids.to(self.device)
+        row, token, unit = units(encoded, places, ids.shape[1], ids.device)
+        # Padding is on the right, where causal attention never looks: no mask is needed.
         if self.params.head == "linear":
-            # Padding is on the right, where causal attention never looks: no mask is needed.
-            hidden = self.backbone(input_ids=ids).last_hidden_state
-            return [row[torch.tensor(place, device=row.device)] for row, place in zip(hidden, places, strict=True)]
-        out = self.backbone(input_ids=ids, output_hidden_states=True)
-        hidden = torch.cat(out.hidden_states[1:], dim=-1)
-        surprise = token_surprise(out.logits, ids)
-        return [
-            torch.cat(
-                [pool_units(row, item.prompt_tokens, place), surprisal_features(seen, item.prompt_tokens, place)], -1
-            )
-            for row, seen, item, place in zip(hidden, surprise, encoded, places, strict=True)
-        ]
+            features = self.backbone(input_ids=ids, use_cache=False).last_hidden_state[row, token]
+        else:
+            out = self.backbone(input_ids=ids, use_cache=False, output_hidden_states=True)
+            hidden = torch.cat(out.hidden_states[1:], dim=-1)
+            surprise = token_surprise(out.logits, ids)
+            means = unit_means(torch.cat([hidden, surprise], -1), unit, len(row))
+            lowest = unit_minimum(surprise[..., 0], unit, len(row))
+            sofar = completion_so_far(surprise, [item.prompt_tokens for item in encoded])[row, token]
+            features = torch.cat([hidden[row, token], means, lowest[:, None], sofar], -1)
+        return features.split([len(place) for place in places])
 
     def logits(self, reads: Reads) -> Tensor:
         """The logit z of every read: shape ``(R,)``."""
@@ -304,43 +305,50 @@ def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
     return nn.functional.pad(torch.stack([picked, entropy], -1), (0, 0, 1, 0))
 
 
-def pool_units(hidden: Tensor, prompt_tokens: int, places: Sequence[int]) -> Tensor:
-    """For each read: the hidden state there, and the mean over its unit (the tokens since the read before).
-
-    Args:
-        hidden: ``(T, H)``.
+def units(
+    encoded: Sequence[Encoded], places: Sequence[Sequence[int]], width: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each read stands, and the unit (the tokens since the read before it) every token belongs to.
 
     Returns:
-        ``(len(places), 2 H)``.
+        Row and token index of each read, both ``(R,)``, and ``(B, T)`` with the read's number for each token of its
+        unit; tokens of no unit (prompt, padding) have R.
     """
-    ends = torch.tensor(places, device=hidden.device)
-    starts = torch.cat([ends.new_tensor([prompt_tokens]), ends[:-1] + 1])
-    total = nn.functional.pad(hidden.cumsum(0), (0, 0, 1, 0))
-    means = (total[ends + 1] - total[starts]) / (ends + 1 - starts)[:, None]
-    return torch.cat([hidden[ends], means], -1)
+    counts = [len(place) for place in places]
+    total = sum(counts)
+    unit = np.full((len(encoded), width), total)
+    read = 0
+    for index, (item, place) in enumerate(zip(encoded, places, strict=True)):
+        start = item.prompt_tokens
+        for end in place:
+            unit[index, start : end + 1] = read
+            start = end + 1
+            read += 1
+    row = torch.arange(len(encoded)).repeat_interleave(torch.tensor(counts))
+    token = torch.tensor([end for place in places for end in place])
+    return row.to(device), token.to(device), torch.from_numpy(unit).to(device)
 
 
-def surprisal_features(surprise: Tensor, prompt_tokens: int, places: Sequence[int]) -> Tensor:
-    """How surprised the backbone is, at each read: ``(len(places), 6)``.
+def unit_means(values: Tensor, unit: Tensor, count: int) -> Tensor:
+    """Mean of ``(B, T, F)`` values over each unit: ``(count, F)``."""
+    flat = unit.flatten()
+    sums = values.new_zeros(count + 1, values.shape[-1]).index_add(0, flat, values.flatten(0, 1))
+    sizes = torch.bincount(flat, minlength=count + 1)
+    return (sums / sizes.clamp(min=1)[:, None])[:count]
 
-    Unit = tokens since the read before: its mean and lowest log-probability and its mean entropy; then mean and lowest
-    log-probability, and mean entropy, of the completion so far.
-    """
-    rows = []
-    start = prompt_tokens
-    for place in places:
-        unit, so_far = surprise[start : place + 1], surprise[prompt_tokens : place + 1]
-        rows.append(
-            torch.stack(
-                [
-                    unit[:, 0].mean(),
-                    unit[:, 0].min(),
-                    unit[:, 1].mean(),
-                    so_far[:, 0].mean(),
-                    so_far[:, 0].min(),
-                    so_far[:, 1].mean(),
-                ]
-            )
-        )
-        start = place + 1
-    return torch.stack(rows)
+
+def unit_minimum(values: Tensor, unit: Tensor, count: int) -> Tensor:
+    """Lowest of ``(B, T)`` values in each unit: ``(count,)``."""
+    lowest = values.new_zeros(count + 1).scatter_reduce(0, unit.flatten(), values.flatten(), "amin", include_self=False)
+    return lowest[:count]
+
+
+def completion_so_far(surprise: Tensor, prompt_tokens: Sequence[int]) -> Tensor:
+    """Mean and lowest log-probability and mean entropy of the completion up to each token: ``(B, T, 3)``."""
+    position = torch.arange(surprise.shape[1], device=surprise.device)
+    start = torch.tensor(prompt_tokens, device=surprise.device)[:, None]
+    inside = position >= start
+    counts = (position - start + 1).clamp(min=1)
+    sums = (surprise * inside[..., None]).cumsum(1) / counts[..., None]
+    lowest = surprise[..., 0].masked_fill(~inside, 0.0).cummin(1).values
+    return torch.stack([sums[..., 0], lowest, sums[..., 1]], -1)

@@ -1,0 +1,154 @@
+"""The built-in benchmark: text and oracle agree, splits are disjoint, habits are wrong in the way they say."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rairl.datasets import arithmetic as a
+from rairl.params import ArithmeticDataset
+
+SMALL = ArithmeticDataset(name="arithmetic", demos=30, prompts=60, dev=20, test=20, ood=15)
+RANGES = st.sampled_from([a.IN_RANGE, *a.OUT_OF_RANGE.values()])
+PROBLEM = a.Problem(
+    thing="coins",
+    first="Ana",
+    start=27,
+    statements=(
+        a.Statement("fewer", "Ben", ("Ana",), 9),
+        a.Statement("times", "Cleo", ("Ben",), 2),
+        a.Statement("together", "Dan", ("Ana", "Cleo")),
+    ),
+)
+
+
+def test_text_and_solution_by_hand() -> None:
+    assert a.render(PROBLEM) == (
+        "Today Ana has 27 coins. Ben has 9 fewer coins than Ana. Cleo has 2 times as many coins as Ben. "
+        "Dan has as many coins as Ana and Cleo together. How many coins does Dan have?"
+    )
+    assert a.expert_steps(PROBLEM) == [
+        "So Ben has 27 - 9 = 18 coins.",
+        "So Cleo has 2 * 18 = 36 coins.",
+        "So Dan has 27 + 36 = 63 coins.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("index", "step", "right"),
+    [
+        (0, "So Ben has 27 - 9 = 18 coins.", True),
+        (0, "So Ben has 9 - 27 = 18 coins.", False),  # subtraction does not commute
+        (0, "So Ben has 27 + 9 = 36 coins.", False),
+        (0, "So Ben has 27 - 9 = 19 coins.", False),
+        (0, "So Dan has 27 - 9 = 18 coins.", False),
+        (0, "So Ben has 27 - 9 = 18 books.", False),
+        (0, "Ben has 18.", False),
+        (1, "So Cleo has 18 * 2 = 36 coins.", True),
+        (1, "So Cleo has 18 + 18 = 36 coins.", False),  # right result, wrong operation
+        (2, "So Dan has 36 + 27 = 63 coins.", True),
+        (2, "So Dan has 30 + 33 = 63 coins.", False),  # right result, wrong operands
+    ],
+)
+def test_oracle_on_single_steps(index: int, step: str, right: bool) -> None:
+    steps = a.expert_steps(PROBLEM)
+    steps[index] = step
+    assert a.first_error(a.render(PROBLEM), steps) == (None if right else index)
+
+
+def test_oracle_returns_the_first_of_several_errors() -> None:
+    steps = ["So Ben has 27 + 9 = 36 coins.", "So Cleo has 2 * 36 = 72 coins.", "So Dan has 27 + 72 = 99 coins."]
+    assert a.first_error(a.render(PROBLEM), steps) == 0
+
+
+def test_skipped_and_surplus_steps_are_wrong_and_an_early_end_is_not_a_wrong_step() -> None:
+    text, steps = a.render(PROBLEM), a.expert_steps(PROBLEM)
+    assert a.first_error(text, [steps[0], steps[2]]) == 1
+    assert a.first_error(text, [*steps, steps[2]]) == 3
+    assert a.first_error(text, steps[:2]) is None
+
+
+@given(st.integers(0, 10_000), RANGES)
+def test_text_parses_back_and_experts_are_right(seed: int, allowed: a.Range) -> None:
+    problem = a.generate(random.Random(seed), allowed)
+    text = a.render(problem)
+    assert a.parse(text) == problem
+    assert a.is_problem(text)
+    assert a.first_error(text, a.expert_steps(problem)) is None
+    low, high = allowed.values
+    values = a.derive(problem)
+    assert all(low <= values[said.subject] <= high for said in problem.statements)
+
+
+@given(st.integers(0, 10_000), RANGES)
+@settings(max_examples=60)
+def test_authors_without_habits_write_what_experts_write(seed: int, allowed: a.Range) -> None:
+    problem = a.generate(random.Random(seed), allowed)
+    steps, answer = a.habitual_steps(problem, frozenset())
+    assert steps == a.expert_steps(problem)
+    assert answer == a.derive(problem)[problem.statements[-1].subject]
+
+
+@pytest.mark.parametrize(
+    ("habit", "steps"),
+    [
+        ("fewer_as_more", ["27 + 9 = 36", "2 * 36 = 72", "27 + 72 = 99"]),
+        ("times_as_more", ["27 - 9 = 18", "18 + 2 = 20", "27 + 20 = 47"]),
+        ("together_once", ["27 - 9 = 18", "2 * 18 = 36", "36 + 36 = 72"]),
+        ("no_carry", ["27 - 9 = 18", "2 * 18 = 26", "27 + 26 = 43"]),
+        ("last_person", ["27 - 9 = 18", "2 * 18 = 36", "27 + 36 = 63"]),
+    ],
+)
+def test_each_habit_by_hand(habit: str, steps: list[str]) -> None:
+    written, _ = a.habitual_steps(PROBLEM, frozenset([habit]))
+    assert [step.split(" has ")[1].removesuffix(" coins.") for step in written] == steps
+
+
+def test_last_person_habit_takes_the_wrong_person() -> None:
+    problem = a.Problem("eggs", "Ana", 10, (a.Statement("more", "Ben", ("Ana",), 5), a.Statement("more", "Cleo", ("Ana",), 3)))
+    assert a.habitual_steps(problem, frozenset(["last_person"]))[0][1] == "So Cleo has 15 + 3 = 18 eggs."
+
+
+def test_splits_are_deterministic_and_disjoint() -> None:
+    splits = a.build(SMALL, 3)
+    assert splits == a.build(SMALL, 3)
+    assert splits["test"] != a.build(SMALL, 4)["test"]
+    problems = [trace.problem for rows in splits.values() for trace in rows]
+    assert len(problems) == len(set(problems))
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "test": 20, "dev": 20, "demos": 30, "prompts": 60, "ood_longer": 15, "ood_operators": 15, "ood_numbers": 15,
+    }  # fmt: skip
+
+
+def test_prompts_have_answers_but_no_solutions() -> None:
+    for trace in a.build(SMALL, 0)["prompts"]:
+        assert trace.text == "" and trace.steps == () and trace.gold is not None
+
+
+def test_out_of_range_splits_hold_what_no_demonstration_has() -> None:
+    splits = a.build(SMALL, 0)
+    demos = [a.parse(trace.problem) for trace in splits["demos"]]
+    longest = max(len(problem.statements) for problem in demos)
+    kinds = {said.kind for problem in demos for said in problem.statements}
+    largest = max(max(a.derive(problem).values()) for problem in demos)
+    for trace in splits["ood_longer"]:
+        assert len(a.parse(trace.problem).statements) > longest
+    for trace in splits["ood_operators"]:
+        assert {said.kind for said in a.parse(trace.problem).statements} - kinds
+    for trace in splits["ood_numbers"]:
+        assert max(a.derive(a.parse(trace.problem)).values()) > largest
+
+
+def test_corpus_never_holds_a_problem_of_the_splits() -> None:
+    first = [problem for problem, _ in a.corpus(50, 0)]
+    again = [problem for problem, _ in a.corpus(50, 0, frozenset(first))]
+    assert not set(first) & set(again)
+
+
+def test_foreign_text_is_refused() -> None:
+    assert not a.is_problem("Natalia sold clips to 48 of her friends in April.")
+    with pytest.raises(ValueError, match="not a statement"):
+        a.parse("Today Ana has 5 eggs. Ben likes eggs. How many eggs does Ben have?")
