@@ -125,8 +125,8 @@ def score(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD 
 def rerank(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD = False) -> None:
     """Rank your own candidates: one row per question, best candidate first.
 
-    As for score; candidates of one question share "group" (or, without it, the problem's text). Where "correct" is
-    given, the accuracy of the choice and of a random one are printed at the end.
+    As for score; candidates of one question share "group" (or, without it, the problem's text). Where "correct" or
+    "gold" is given, the accuracy of the choice and of a random one are printed at the end.
     """
     from rairl.evaluate.apply import rerank_accuracy, rerank_rows
 

@@ -181,6 +181,23 @@ def test_steps_are_found_where_they_are_not_given(tmp_path: Path) -> None:
     ]
 
 
+def test_answers_are_read_and_judged_where_they_are_not_given(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"id": "right", "problem": "p", "text": "one\n#### 12", "gold": "12"},
+        {"id": "wrong", "problem": "p", "text": "one\n#### 13", "gold": "12"},
+        {"id": "told", "problem": "p", "text": "one\n#### 13", "gold": "12", "correct": True, "answer": "a dozen"},
+        {"id": "open", "problem": "p", "text": "one"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(trace.answer, trace.correct) for trace in read_own(path)] == [
+        ("12", True),
+        ("13", False),
+        ("a dozen", True),
+        (None, None),
+    ]
+
+
 @pytest.mark.parametrize("command", ["score", "rerank", "localise"])
 def test_own_files_are_checked_before_the_model_is_loaded(tmp_path: Path, command: str) -> None:
     path = tmp_path / "own.jsonl"

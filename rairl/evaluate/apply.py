@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rairl.answers import answers_match, extract_answer
 from rairl.errors import RairlError
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.localise import first_error, first_error_or_none
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def read_own(path: Path, *, skip_bad: list[str] | None = None) -> list[Trace]:
-    """Read solved traces; steps that are not given are found in the text (tags, numbers, lines or sentences).
+    """Read solved traces, and fill in what is not given.
+
+    Steps are found in the text (by tags, numbers, lines or sentences), and so is the final answer; ``correct`` follows
+    from the answer where there is a ``gold``.
 
     Args:
         path: the file.
@@ -36,8 +40,17 @@ def read_own(path: Path, *, skip_bad: list[str] | None = None) -> list[Trace]:
                 raise RairlError(message)
             skip_bad.append(message)
             continue
-        traces.append(trace if trace.steps else replace(trace, steps=segment(trace.text, guess(trace.text))))
+        traces.append(_completed(trace))
     return traces
+
+
+def _completed(trace: Trace) -> Trace:
+    answer = trace.answer or extract_answer(trace.text)
+    judged = trace.correct
+    if judged is None and trace.gold is not None:
+        judged = answers_match(answer, trace.gold)
+    steps = trace.steps or segment(trace.text, guess(trace.text))
+    return replace(trace, steps=steps, answer=answer, correct=judged)
 
 
 def score_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[str, Any]]:
