@@ -26,6 +26,7 @@ from rairl.evaluate.candidates import (
     require_answered,
     splits_of,
 )
+from rairl.evaluate.report import split_label
 from rairl.evaluate.rerank import aggregate
 from rairl.params import Params
 from rairl.stats import Estimate, to_json, within_auroc
