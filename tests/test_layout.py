@@ -78,11 +78,8 @@ def test_a_missing_input_names_the_stage_to_run_first(tmp_path: Path, miniature:
         run_stage("sft", miniature, root=tmp_path)
 
 
-def test_figures_are_written_whole_without_nan(tmp_path: Path) -> None:
-    nan = float("nan")
-    write_figures(
-        tmp_path / "m.json", {"b": Estimate(0.5, 0.25, 0.75, 4), "a": exact(2), "x": Estimate(nan, nan, nan, 0)}
-    )
+def test_figures_are_written_whole(tmp_path: Path) -> None:
+    write_figures(tmp_path / "m.json", {"b": Estimate(0.5, 0.25, 0.75, 4), "a": exact(2)})
     rows = json.loads((tmp_path / "m.json").read_text())
     assert rows == {
         "a": {"value": 2.0, "low": 2.0, "high": 2.0, "n": 1},
@@ -129,7 +126,7 @@ def test_outputs_replace_the_old_ones_whole(tmp_path: Path, miniature: Params, s
     def prepare(params: Params, run: Any, *, data: Path) -> dict[str, Estimate]:
         data.mkdir()
         (data / "new").write_text("new")
-        return {"prepare.rows": exact(1)}
+        return {"prepare.rows": exact(1), "prepare.unknown": exact(float("nan"))}
 
     stage(prepare)
     figures = run_stage("prepare", miniature, root=tmp_path)

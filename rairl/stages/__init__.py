@@ -138,7 +138,7 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
         paths: any input or output elsewhere, by its argument name.
 
     Returns:
-        The stage's figures, with ``time.<name>`` in seconds.
+        The stage's figures, with ``time.<name>`` in seconds; a figure that is not a number is left out.
 
     Raises:
         RairlError: for a missing input (it names the stage to run first) and for whatever the stage refuses.
@@ -159,7 +159,8 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
         start = time.monotonic()
         card = inputs["data"] / "card.json" if "data" in inputs else None
         with stage_run(name, params, log_dir=metrics.parent, root=Path(root), card=card) as run:
-            figures = dict(stage(params, run, **inputs, **drafts))
+            found = stage(params, run, **inputs, **drafts)
+            figures = {key: figure for key, figure in found.items() if not math.isnan(figure.value)}
             figures[f"time.{name}"] = exact(time.monotonic() - start)
             run.log_estimates(figures)
         for arg, path in outputs.items():
@@ -183,12 +184,12 @@ def _replace(draft: Path, path: Path) -> None:
 
 
 def write_figures(path: Path, figures: Mapping[str, Estimate]) -> None:
-    """Write ``{name: {"value", "low", "high", "n"}}`` atomically; a figure that is not a number is left out."""
+    """Write ``{name: {"value", "low", "high", "n"}}``, sorted by name, atomically."""
     from rairl.stats import to_json
 
-    rows = to_json({key: figure for key, figure in sorted(figures.items()) if not math.isnan(figure.value)})
+    rows = to_json(dict(sorted(figures.items())))
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draft.replace(path)
 
 
