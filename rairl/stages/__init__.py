@@ -160,7 +160,7 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
         card = inputs["data"] / "card.json" if "data" in inputs else None
         with stage_run(name, params, log_dir=metrics.parent, root=Path(root), card=card) as run:
             found = stage(params, run, **inputs, **drafts)
-            figures = {key: figure for key, figure in found.items() if not math.isnan(figure.value)}
+            figures = {key: figure for key, figure in found.items() if not any(map(math.isnan, figure))}
             figures[f"time.{name}"] = exact(time.monotonic() - start)
             run.log_estimates(figures)
         for arg, path in outputs.items():
