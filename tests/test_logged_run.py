@@ -1,0 +1,70 @@
+"""The preset on real text, at a small size: experts and logged candidates in, a reward with honest figures out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rairl.evaluate.candidates import read_candidates
+from rairl.traces import read_traces
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(values: dict[str, Any], data: Path) -> dict[str, Any]:
+    """The preset with few traces and a tiny base."""
+    for key in ("demos", "logged", "labelled"):
+        values["dataset"][key] = str(data / values["dataset"][key].split("/data/")[1])
+    values["dataset"] |= {"max_demos": 150, "dev": 30, "held_out": 0.05}
+    values["base"] |= {"hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 600, "corpus": 100, "epochs": 1}
+    values["sft"]["epochs"] = 1
+    values["reward"] |= {"warmup_updates": 4, "demos_per_update": 8, "register_every": 2}
+    values["report"]["bootstrap"] = 100
+    return values
+
+
+def test_the_logged_preset_runs_on_real_text(tmp_path: Path, shared_data: Path) -> None:
+    values = small(yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text()), shared_data)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "rairl.cli", "run", "--dir", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "out"
+    figures = json.loads((out / "metrics.json").read_text())
+    for name in (
+        *(
+            f"rerank.{key}"
+            for key in ("random", "reward", "majority", "logprob", "shortest", "oracle", "model_name", "n")
+        ),
+        *(f"localise.processbench.{key}.exact" for key in ("reward", "chance")),
+    ):
+        assert set(figures[name]) == {"value", "low", "high", "n"}, name
+    assert not [name for name in figures if name.startswith("posttrain.")]  # no policy is in the loop
+    assert figures["rerank.random"]["value"] < figures["rerank.oracle"]["value"]
+    held_out = {trace.question for trace in read_candidates(out / "candidates" / "logged.test.jsonl")}
+    trained_on = {trace.question for trace in read_traces(out / "data" / "logged_train.jsonl")}
+    assert not held_out & trained_on
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.stderr.count("finished before") == 11
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    values = small(yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text()), tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "rairl.cli", "run", "--dir", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert str(tmp_path / "gsm8k" / "train.jsonl") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["demos", "logged", "labelled"])
+def test_the_preset_names_files_beside_the_project(key: str) -> None:
+    values = yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text())
+    assert values["dataset"][key].startswith("../shared/data/")
