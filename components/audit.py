@@ -12,10 +12,21 @@ def audit(
     candidates: Input[Dataset],
     reward: Input[Model],
     sft: Input[Model],
+    rerank_scores: Input[Artifact],
     plots: Output[Artifact],
     metrics: Output[Metrics],
 ) -> None:
     """Check the reward for shortcuts and under distribution shift."""
     from rairl.stages import run_task
 
-    run_task("audit", params, metrics, data=data, candidates=candidates, reward=reward, sft=sft, plots=plots)
+    run_task(
+        "audit",
+        params,
+        metrics,
+        data=data,
+        candidates=candidates,
+        reward=reward,
+        sft=sft,
+        rerank_scores=rerank_scores,
+        plots=plots,
+    )

@@ -12,6 +12,7 @@ def localise(
     candidates: Input[Dataset],
     reward: Input[Model],
     sft: Input[Model],
+    rerank_scores: Input[Artifact],
     scores: Output[Artifact],
     plots: Output[Artifact],
     metrics: Output[Metrics],
@@ -27,6 +28,7 @@ def localise(
         candidates=candidates,
         reward=reward,
         sft=sft,
+        rerank_scores=rerank_scores,
         scores=scores,
         plots=plots,
     )

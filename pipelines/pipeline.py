@@ -55,15 +55,20 @@ def pipeline(params: dict) -> Outputs:
     candidates = sample_task.outputs["candidates"]
     posttrain_task = posttrain(params=params, data=data, candidates=candidates)
     rerank_task = rerank(params=params, data=data, candidates=candidates, reward=reward)
-    localise_task = localise(params=params, data=data, candidates=candidates, reward=reward, sft=sft_model)
-    audit_task = audit(params=params, data=data, candidates=candidates, reward=reward, sft=sft_model)
+    scores = rerank_task.outputs["scores"]
+    localise_task = localise(
+        params=params, data=data, candidates=candidates, reward=reward, sft=sft_model, rerank_scores=scores
+    )
+    audit_task = audit(
+        params=params, data=data, candidates=candidates, reward=reward, sft=sft_model, rerank_scores=scores
+    )
     report_task = report(
         params=params,
         data=data,
         candidates=candidates,
         grpo_history=grpo_task.outputs["history"],
         rairl_history=rairl_task.outputs["history"],
-        rerank_scores=rerank_task.outputs["scores"],
+        rerank_scores=scores,
         localise_scores=localise_task.outputs["scores"],
         posttrain_plots=posttrain_task.outputs["plots"],
         rerank_plots=rerank_task.outputs["plots"],

@@ -12,6 +12,7 @@ from rairl.evaluate.audit import (
     SUPPORTED,
     answer_block,
     falsification_verdict,
+    mixed_sample,
     preference,
     remove_length,
     shuffle_steps,
@@ -122,3 +123,5 @@ def test_pairs_are_one_per_question():
     assert rival_answer.answer == "9"
     assert rival_steps.answer == "7"
     assert shuffled_pairs(traces, 0) == shuffled_pairs(traces, 0)
+    assert mixed_sample(traces, 1) == [1, 0]
+    assert mixed_sample(traces, 2) == [1, 2, 0]

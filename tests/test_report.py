@@ -23,6 +23,7 @@ from rairl.errors import RairlError
 from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import POLICIES, candidates_path
 from rairl.evaluate.report import cell, claims, embed_json, p_value, summary_table, tables, viewer_rows
+from rairl.evaluate.scores import Saved, read_scores
 from rairl.params import Params, parse_params
 from rairl.segment import think_lines
 from rairl.stages import INPUTS, OUTPUTS, write_figures
@@ -195,6 +196,17 @@ def test_a_missing_logprob_stops_the_stage(finished, tmp_path):
         finished.run("rerank", **changes)
 
 
+def test_scores_of_other_candidates_are_refused(finished, tmp_path):
+    saved = read_scores(finished.root / "scores" / "rerank" / "sft.test.json")
+    with pytest.raises(RairlError, match=r"sft\.test\.json has no scores for trace 'elsewhere'"):
+        saved.scores([Trace("elsewhere", "p", "text")])
+    with pytest.raises(RairlError, match="run the rerank stage first"):
+        finished.run("audit", rerank_scores=tmp_path, plots=tmp_path / "p")
+    (tmp_path / "sft.test.json").write_text("[]")
+    with pytest.raises(RairlError, match="does not hold scores"):
+        finished.run("audit", rerank_scores=tmp_path, plots=tmp_path / "p")
+
+
 def test_missing_candidates_are_named(finished, tmp_path):
     shutil.copytree(finished.root / "candidates", tmp_path / "candidates")
     (tmp_path / "candidates" / "grpo.test.jsonl").unlink()
@@ -345,11 +357,10 @@ def test_viewer_kinds_by_hand():
 
     traces = [trace("a/0", right=True), trace("a/1", right=False, error=0), trace("a/2", right=False, error=1)]
     reads = {"a/0": (0.0, [1, 2]), "a/1": (2.0, [-1, 2]), "a/2": (-1.0, [-1, 2])}
-    scores = {
-        "locator": "drop",
-        "traces": {name: {"score": score, "steps": steps, "last": 0} for name, (score, steps) in reads.items()},
-    }
-    rows = {row["id"]: row for row in viewer_rows(traces, scores)}
+    saved = Saved(
+        Path("f"), "drop", {name: {"score": score, "steps": steps, "last": 0} for name, (score, steps) in reads.items()}
+    )
+    rows = {row["id"]: row for row in viewer_rows(traces, saved)}
     assert {name: row["kind"] for name, row in rows.items()} == {"a/1": "misjudged", "a/2": "mislocated"}
     assert rows["a/2"]["place"] == 3
     assert rows["a/2"]["steps"][1] == {"text": "two", "read": 2.0, "trust": 3.0}

@@ -128,6 +128,17 @@ def with_answer_of(trace: Trace, donor: Trace) -> Trace:
     return relabel(cut, text=cut.text + answer_block(donor), answer=donor.answer)
 
 
+def mixed_sample(traces: Sequence[Trace], each: int) -> list[int]:
+    """Indices of the first ``each`` right and wrong candidates of every question that has both kinds."""
+    rows = []
+    for members in by_question(traces).values():
+        right = [row for row in members if traces[row].correct]
+        wrong = [row for row in members if not traces[row].correct]
+        if right and wrong:
+            rows += [*right[:each], *wrong[:each]]
+    return rows
+
+
 def shuffled_pairs(traces: Sequence[Trace], seed: int) -> list[tuple[int, Trace]]:
     """One right candidate per question, by index, and its shuffled copy."""
     rng = np.random.default_rng(seed)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, falsification_verdict
 from rairl.evaluate.candidates import by_question
+from rairl.evaluate.labels import LOCATOR_LABELS, POLICY_LABELS, SELECTOR_LABELS, split_label
 from rairl.evaluate.localise import first_error, suspicion
+from rairl.evaluate.scores import Saved
 from rairl.stats import NOTHING, Estimate, from_json
 from rairl.traces import Trace
 
@@ -26,42 +26,6 @@ if TYPE_CHECKING:
 
 Figures = Mapping[str, Estimate]
 Cell = Estimate | str | None
-
-POLICY_LABELS = {"base": "base", "sft": "SFT", "grpo": "GRPO (sees the answers)", "rairl": "R-AIRL"}
-SELECTOR_LABELS = {
-    "random": "random (chance)",
-    "reward": "reward",
-    "majority": "majority vote",
-    "logprob": "log-probability per token",
-    "logprob_sum": "log-probability, sum",
-    "shortest": "shortest",
-    "longest": "longest",
-    "model_name": "which model wrote it",
-    "oracle": "oracle (upper bound)",
-}
-LOCATOR_LABELS = {
-    "chance": "chance (uniform over steps)",
-    "reward": "reward",
-    "logprob_drop": "SFT log-probability drop, per token",
-    "logprob_sum": "SFT log-probability, sum over the step",
-    "logprob_change": "SFT log-probability, fall from step to step",
-    "longest": "always the longest step",
-    "first": "always the first step",
-    "last": "always the last step",
-}
-
-
-SPLIT_LABELS = {
-    "ood_longer": "longer chains",
-    "ood_operators": "unseen operations",
-    "ood_numbers": "larger numbers",
-}
-
-
-def split_label(split: str) -> str:
-    """A split in words, where it is one of the built-in benchmark's."""
-    return SPLIT_LABELS.get(split, split)
-
 
 # --- claims ----------------------------------------------------------------------------------------------------------
 
@@ -444,7 +408,7 @@ def cell(value: Cell) -> tuple[str, str]:
 # --- traces ----------------------------------------------------------------------------------------------------------
 
 
-def viewer_rows(traces: Sequence[Trace], scores: Mapping[str, Any], *, per_kind: int = 12) -> list[dict[str, Any]]:
+def viewer_rows(traces: Sequence[Trace], saved: Saved, *, per_kind: int = 12) -> list[dict[str, Any]]:
     """Traces for the viewer: for each kind the first few questions that show it.
 
     Kinds: ``right`` (right and scored highest), ``misjudged`` (wrong, yet scored above every right one of its problem),
@@ -453,7 +417,7 @@ def viewer_rows(traces: Sequence[Trace], scores: Mapping[str, Any], *, per_kind:
 
     Args:
         traces: judged candidates.
-        scores: the file that the rerank stage wrote for them.
+        saved: what the rerank stage read of them.
         per_kind: traces of each kind, at most one per question.
     """
     chosen: dict[str, list[dict[str, Any]]] = {
@@ -463,12 +427,12 @@ def viewer_rows(traces: Sequence[Trace], scores: Mapping[str, Any], *, per_kind:
         "right": [],
         "wrong": [],
     }
-    reads = scores["traces"]
+    score = dict(zip((trace.id for trace in traces), saved.scores(traces), strict=True))
     for members in by_question(traces).values():
-        ranked = sorted((traces[row] for row in members), key=lambda trace: -reads[trace.id]["score"])
+        ranked = sorted((traces[row] for row in members), key=lambda trace: -score[trace.id])
         seen = set()
         for place, trace in enumerate(ranked):
-            row = _viewer_row(trace, reads[trace.id], scores["locator"], place + 1, len(ranked))
+            row = _viewer_row(trace, saved, place + 1, len(ranked))
             kind = _kind(row, any(other.correct for other in ranked))
             if kind is not None and kind not in seen and len(chosen[kind]) < per_kind:
                 seen.add(kind)
@@ -476,23 +440,23 @@ def viewer_rows(traces: Sequence[Trace], scores: Mapping[str, Any], *, per_kind:
     return [row for rows in chosen.values() for row in rows]
 
 
-def _viewer_row(trace: Trace, read: Mapping[str, Any], locator: str, place: int, of: int) -> dict[str, Any]:
-    values = np.asarray(read["steps"], dtype=float)
+def _viewer_row(trace: Trace, saved: Saved, place: int, of: int) -> dict[str, Any]:
+    [values], [score] = saved.steps([trace]), saved.scores([trace])
     return {
         "id": trace.id,
         "problem": trace.problem,
         "source": trace.source,
         "steps": [
-            {"text": text, "read": float(value), "trust": round(float(trust), 4)}
-            for text, value, trust in zip(trace.step_texts(), values, suspicion(values, locator), strict=True)
+            {"text": text, "read": round(float(value), 4), "trust": round(float(trust), 4)}
+            for text, value, trust in zip(trace.step_texts(), values, suspicion(values, saved.locator), strict=True)
         ],
         "answer": trace.answer,
         "gold": trace.gold,
         "correct": bool(trace.correct),
         "labelled": trace.labelled,
         "first_error": trace.first_error,
-        "predicted": first_error(values, locator) if len(values) else None,
-        "score": read["score"],
+        "predicted": first_error(values, saved.locator) if len(values) else None,
+        "score": round(score, 4),
         "place": place,
         "of": of,
     }

@@ -57,8 +57,8 @@ INPUTS: dict[str, dict[str, str]] = {
     },
     "posttrain": {**_CANDIDATES},
     "rerank": {**_CANDIDATES, "reward": "models/reward"},
-    "localise": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft"},
-    "audit": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft"},
+    "localise": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft", "rerank_scores": "scores/rerank"},
+    "audit": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft", "rerank_scores": "scores/rerank"},
     "report": {
         **_CANDIDATES,
         "metrics_dir": "metrics",

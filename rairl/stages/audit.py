@@ -11,6 +11,7 @@ from rairl.evaluate import plots as draw
 from rairl.evaluate.audit import (
     answer_block,
     falsification_verdict,
+    mixed_sample,
     preference,
     shuffled_pairs,
     split_figures,
@@ -26,8 +27,9 @@ from rairl.evaluate.candidates import (
     require_answered,
     splits_of,
 )
-from rairl.evaluate.report import split_label
+from rairl.evaluate.labels import split_label
 from rairl.evaluate.rerank import aggregate
+from rairl.evaluate.scores import read_scores
 from rairl.params import Params
 from rairl.stats import Estimate, to_json, within_auroc
 
@@ -37,13 +39,26 @@ if TYPE_CHECKING:
     from rairl.tracking import Run
 
 
+MASKED = 2
+"""Right and wrong candidates per question that are scored again with their answers hidden."""
+
+
 def audit(
-    params: Params, run: Run, *, data: Path, candidates: Path, reward: Path, sft: Path, plots: Path
+    params: Params,
+    run: Run,
+    *,
+    data: Path,
+    candidates: Path,
+    reward: Path,
+    sft: Path,
+    rerank_scores: Path,
+    plots: Path,
 ) -> dict[str, Estimate]:
     """Checks of the reward on the SFT policy's candidates (with logged traces: the held-out logged ones).
 
     Per split ``audit.<split>.<auroc|auroc_pooled|auroc_length|auroc_logprob|auroc_without_length|reward_right|
-    reward_wrong>``. On test ``audit.test.auroc_without_answer`` (text cut off after the last step);
+    reward_wrong>``. On test ``audit.test.auroc_without_answer`` (text cut off after the last
+    step; at most two right and two wrong candidates per question, as this one is scored anew);
     ``audit.shuffle.reward`` (share of right traces that outscore a copy with its steps in another order;
     ``audit.shuffle.logprob`` the SFT policy's own preference);
     ``audit.swap.answer`` (same right steps: right against wrong answer) and
@@ -64,15 +79,16 @@ def audit(
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
         require_answered(traces, data / f"{split}.jsonl", path)
-        scores = _score(model, traces)
+        scores = read_scores(rerank_scores / f"{policy}.{split}.json").scores(traces)
         logprobs = [logprob(trace, path, mean=True) for trace in traces]
         figures |= split_figures(traces, scores, logprobs, f"audit.{split}", **sampling)
         if split != "test":
             continue
         if all(answer_block(trace).strip() for trace in traces if trace.answer is not None):
-            masked = _score(model, [without_answer(trace) if trace.steps else trace for trace in traces])
+            some = [traces[row] for row in mixed_sample(traces, MASKED)]
+            masked = _score(model, [without_answer(trace) if trace.steps else trace for trace in some])
             figures["audit.test.auroc_without_answer"] = within_auroc(
-                [bool(trace.correct) for trace in traces], masked, questions(traces), **sampling
+                [bool(trace.correct) for trace in some], masked, questions(some), **sampling
             )
         shuffled = shuffled_pairs(traces, params.seed)
         if shuffled:

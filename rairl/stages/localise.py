@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rairl.errors import RairlError
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import candidates_path, reference_policy
+from rairl.evaluate.labels import LOCATOR_LABELS
 from rairl.evaluate.localise import (
     detection_figures,
     first_error,
@@ -17,15 +18,16 @@ from rairl.evaluate.localise import (
     logprob_predictions,
     trivial_predictions,
 )
-from rairl.evaluate.report import LOCATOR_LABELS
+from rairl.evaluate.scores import read_scores
 from rairl.params import Params
 from rairl.stats import Estimate
 from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rairl.models.reward import RewardModel
+    from rairl.models.reward import Calibration
     from rairl.tracking import Run
 
 NATURAL = "natural"
@@ -33,7 +35,16 @@ NATURAL = "natural"
 
 
 def localise(
-    params: Params, run: Run, *, data: Path, candidates: Path, reward: Path, sft: Path, scores: Path, plots: Path
+    params: Params,
+    run: Run,
+    *,
+    data: Path,
+    candidates: Path,
+    reward: Path,
+    sft: Path,
+    rerank_scores: Path,
+    scores: Path,
+    plots: Path,
 ) -> dict[str, Estimate]:
     """First-error figures on the SFT policy's own wrong traces and on every ``data/labelled_<set>.jsonl``.
 
@@ -54,7 +65,11 @@ def localise(
     scores.mkdir(parents=True, exist_ok=True)
     for number, (name, traces) in enumerate(labelled_sets(data, candidates, logged=params.logged).items()):
         prefix = "localise" if name == NATURAL else f"localise.{name}"
-        found = _figures(traces, model, policy, prefix, scores / f"{name}.json", params)
+        if name == NATURAL:
+            reads = read_scores(rerank_scores / f"{reference_policy(logged=params.logged)}.test.json").steps(traces)
+        else:
+            reads = [read.steps for read in model.score(traces, progress=True)]
+        found = _figures(traces, reads, model.calibration, policy, prefix, scores / f"{name}.json", params)
         _plot(found, prefix, plots / (f"{name}.png" if name == NATURAL else f"labelled_{name}.png"))
         figures |= found
         if number == 0:
@@ -85,7 +100,8 @@ def labelled_sets(data: Path, candidates: Path, *, logged: bool) -> dict[str, li
 
 def _figures(
     traces: list[Trace],
-    model: RewardModel,
+    reads: list[np.ndarray],
+    calibration: Calibration,
     policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
     prefix: str,
     path: Path,
@@ -93,11 +109,9 @@ def _figures(
 ) -> dict[str, Estimate]:
     from rairl.models.policy import step_logprobs
 
-    calibration = model.calibration
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
-    reads = model.score(traces, progress=True)
     wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
-    guesses = {row: first_error(reads[row].steps, calibration.locator) for row in wrong}
+    guesses = {row: first_error(reads[row], calibration.locator) for row in wrong}
     predictions: dict[str, list[int]] = {"reward": [guesses[row] for row in wrong]}
     likelihoods = step_logprobs(*policy, [traces[row] for row in wrong], progress=True)
     for row, likelihood in zip(wrong, likelihoods, strict=True):
@@ -109,13 +123,12 @@ def _figures(
     figures |= detection_figures(traces, chance, f"{prefix}.chance", **sampling)
     flagged: list[int | None] = [None] * len(traces)
     if calibration.threshold is not None:
-        flagged = [first_error_or_none(read.steps, calibration.locator, calibration.threshold) for read in reads]
+        flagged = [first_error_or_none(read, calibration.locator, calibration.threshold) for read in reads]
         hits = [float(at == trace.first_error) for at, trace in zip(flagged, traces, strict=True)]
         figures |= detection_figures(traces, hits, f"{prefix}.reward", **sampling)
     rows = {
         trace.id: {
-            "steps": [round(float(value), 4) for value in read.steps],
-            "last": round(float(read.last), 4),
+            "steps": [round(float(value), 4) for value in read],
             "first_error": trace.first_error,
             "predicted": guesses.get(row),
             "flagged": flagged[row],

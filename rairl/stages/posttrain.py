@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import POLICIES, candidates_path, read_candidates, require_answered, splits_of
-from rairl.evaluate.report import split_label
+from rairl.evaluate.labels import split_label
 from rairl.evaluate.training import compare, greedy_figure, powers_of_two, sample_figures, samples_per_question
 from rairl.params import Params
 from rairl.stats import Estimate

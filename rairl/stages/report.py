@@ -13,6 +13,7 @@ from rairl.errors import RairlError
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import candidates_path, read_candidates, reference_policy
 from rairl.evaluate.report import USES, VERDICTS, claims, data_uri, render, tables, viewer_rows
+from rairl.evaluate.scores import read_scores
 from rairl.params import Params
 from rairl.stats import Estimate, from_json, to_json
 
@@ -193,7 +194,7 @@ def _histories(grpo: Path, rairl: Path, report: Path) -> list[dict[str, Any]]:
 def _viewer(params: Params, candidates: Path, scores: Path) -> list[dict[str, Any]]:
     policy = reference_policy(logged=params.logged)
     path = candidates_path(candidates, policy, "test")
-    return viewer_rows(read_candidates(path), _read_json(scores / f"{policy}.test.json"))
+    return viewer_rows(read_candidates(path), read_scores(scores / f"{policy}.test.json"))
 
 
 def _labelled_note(scores: Path) -> str:

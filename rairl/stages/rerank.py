@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import by_question, candidates_path, read_candidates, reference_policy, splits_of
-from rairl.evaluate.report import SELECTOR_LABELS
+from rairl.evaluate.labels import SELECTOR_LABELS
 from rairl.evaluate.rerank import (
     accuracy_by_source,
-    aggregate,
     auroc_figures,
     baseline_scores,
     expected_accuracy,
     rerank_figures,
 )
+from rairl.evaluate.scores import read_scores, write_scores
 from rairl.evaluate.training import powers_of_two
 from rairl.params import Params
 from rairl.stats import Estimate, bootstrap_mean, to_json
 
 if TYPE_CHECKING:
-    from rairl.models.reward import Calibration, Scores
-    from rairl.traces import Trace
     from rairl.tracking import Run
 
 
@@ -52,9 +49,9 @@ def rerank(
     for policy, split, prefix in contests(candidates, logged=params.logged):
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
-        reads = model.score(traces, progress=True)
-        save_scores(scores / f"{policy}.{split}.json", traces, reads, model.calibration)
-        table = {"reward": [aggregate(read.steps, read.last, model.calibration.aggregator) for read in reads]}
+        saved = scores / f"{policy}.{split}.json"
+        write_scores(saved, traces, model.score(traces, progress=True), model.calibration)
+        table = {"reward": read_scores(saved).scores(traces)}
         table |= baseline_scores(traces, path, model_accuracy)
         accuracy = expected_accuracy(traces, table, ns)
         keys = list(by_question(traces))
@@ -76,21 +73,6 @@ def contests(candidates: Path, *, logged: bool) -> list[tuple[str, str, str]]:
         for split in ["test", *(split for split in splits_of(candidates, policy) if split != "test")]
     ]
     return found if logged else [*found, ("rairl", "test", "rerank.on_rairl")]
-
-
-def save_scores(path: Path, traces: Sequence[Trace], reads: Sequence[Scores], calibration: Calibration) -> None:
-    """Write ``{"aggregator", "locator", "threshold", "traces": {id: {"steps", "last", "score"}}}``."""
-    rows = {
-        trace.id: {
-            "steps": [round(float(value), 4) for value in read.steps],
-            "last": round(float(read.last), 4),
-            "score": round(aggregate(read.steps, read.last, calibration.aggregator), 4),
-        }
-        for trace, read in zip(traces, reads, strict=True)
-    }
-    card = {name: getattr(calibration, name) for name in ("aggregator", "locator", "threshold")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**card, "traces": rows}, allow_nan=False) + "\n", encoding="utf-8")
 
 
 SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "shortest", "random")

@@ -1,0 +1,80 @@
+"""The reward's reads of a file of candidates, kept on disk: every candidate is scored once, by the rerank stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rairl.errors import RairlError
+from rairl.evaluate.rerank import aggregate
+from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from rairl.models.reward import Calibration, Scores
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Reads of one file of candidates.
+
+    Attributes:
+        path: where they are.
+        locator: how the first wrong step is picked; chosen on dev.
+        rows: trace id to ``{"steps": logits, "last": logit, "score": aggregated by the rule chosen on dev}``.
+    """
+
+    path: Path
+    locator: str
+    rows: dict[str, dict[str, Any]]
+
+    def _row(self, trace: Trace) -> dict[str, Any]:
+        if trace.id not in self.rows:
+            raise RairlError(f"{self.path} has no scores for trace {trace.id!r}; run the rerank stage again")
+        return self.rows[trace.id]
+
+    def scores(self, traces: Sequence[Trace]) -> list[float]:
+        """The score of each trace.
+
+        Raises:
+            RairlError: naming file and trace when one was not scored.
+        """
+        return [self._row(trace)["score"] for trace in traces]
+
+    def steps(self, traces: Sequence[Trace]) -> list[np.ndarray]:
+        """The logits at each trace's step ends, ``(n_steps,)`` each; raises as :meth:`scores` does."""
+        return [np.asarray(self._row(trace)["steps"], dtype=float) for trace in traces]
+
+
+def write_scores(path: Path, traces: Sequence[Trace], reads: Sequence[Scores], calibration: Calibration) -> None:
+    """Write ``{"aggregator", "locator", "threshold", "traces": {id: {"steps", "last", "score"}}}``."""
+    rows = {
+        trace.id: {
+            "steps": [float(value) for value in read.steps],
+            "last": float(read.last),
+            "score": aggregate(read.steps, read.last, calibration.aggregator),
+        }
+        for trace, read in zip(traces, reads, strict=True)
+    }
+    card = {name: getattr(calibration, name) for name in ("aggregator", "locator", "threshold")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**card, "traces": rows}, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_scores(path: Path) -> Saved:
+    """Read what :func:`write_scores` wrote.
+
+    Raises:
+        RairlError: when the file is missing or is none of these.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        return Saved(path, card["locator"], card["traces"])
+    except FileNotFoundError as error:
+        raise RairlError(f"{path} does not exist; run the rerank stage first") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RairlError(f"{path} does not hold scores ({error}); run the rerank stage again") from error
