@@ -164,6 +164,7 @@ def _localise_claims(figures: Figures) -> list[Claim]:
         "chance": "chance",
         "logprob_drop": "the SFT policy's log-probability drop",
         "longest": "naming the longest step",
+        "first": "naming the first step",
     }
     found = []
     for rival, words in rivals.items():
