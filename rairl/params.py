@@ -46,7 +46,9 @@ class LoggedDataset(Section):
     demos: str = Field(description="GSM8K training file, or the hub id openai/gsm8k")
     revision: str | None = Field(default=None, description="pinned revision when `demos` is a hub id")
     logged: str = Field(description="file of model solutions, several per question, correctness known")
-    labelled: str | None = Field(default=None, description="file with human first-error labels (ProcessBench format), or null")
+    labelled: str | None = Field(
+        default=None, description="file with human first-error labels (ProcessBench format), or null"
+    )
     dev: PositiveInt = Field(description="expert traces kept out of training; every choice is made on them")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="share of the logged questions kept for reranking; their traces are never negatives"
@@ -103,7 +105,9 @@ class PolicyParams(Section):
     max_new_tokens: PositiveInt
     temperature: PositiveFloat
     learning_rate: PositiveFloat
-    warmup_iterations: NonNegativeInt = Field(description="learning rate rises linearly; a fresh Adam takes full-size steps")
+    warmup_iterations: NonNegativeInt = Field(
+        description="learning rate rises linearly; a fresh Adam takes full-size steps"
+    )
     kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards the SFT policy")
     advantage_floor: PositiveFloat = Field(description="advantages are divided by max(group std, this)")
     checkpoint_every: PositiveInt = Field(description="iterations between resumable checkpoints")
@@ -182,14 +186,18 @@ class Params(Section):
         if self.rerank.n > self.sample.n:
             raise ValueError(f"rerank.n is {self.rerank.n} but only sample.n = {self.sample.n} candidates are drawn")
         if self.reward.granularity == "sparse" and self.reward.credit == "step":
-            raise ValueError("reward.credit 'step' needs a reward read at steps; reward.granularity 'sparse' reads once")
+            raise ValueError(
+                "reward.credit 'step' needs a reward read at steps; reward.granularity 'sparse' reads once"
+            )
         if self.reward.head == "surprisal" and self.reward.train_backbone:
             raise ValueError(
                 "reward.train_backbone with reward.head 'surprisal' would move the log-probabilities the head reads; "
                 "use reward.head 'linear' or keep the backbone frozen"
             )
         if self.policy.warmup_iterations >= self.policy.iterations:
-            raise ValueError("policy.warmup_iterations must be below policy.iterations, or the full rate is never reached")
+            raise ValueError(
+                "policy.warmup_iterations must be below policy.iterations, or the full rate is never reached"
+            )
         return self
 
     @property
@@ -212,7 +220,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RairlError(f"{path} does not exist; run from the project's folder or name the file with --params") from error
+        raise RairlError(
+            f"{path} does not exist; run from the project's folder or name the file with --params"
+        ) from error
     except yaml.YAMLError as error:
         raise RairlError(f"{path} is not valid YAML: {error}") from error
     return parse_params(values, source=str(path))

@@ -25,7 +25,7 @@ class RewardScorer(PythonModel):
             traces = [to_trace(solution, number) for number, solution in enumerate(model_input)]
         except RairlError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        return [verdict.model_dump() for verdict in judge(self.model, traces)]
+        return [verdict.model_dump() for verdict in judge(self.model, traces)]  # type: ignore[misc]
 
 
 set_model(RewardScorer())

@@ -120,7 +120,9 @@ class Trace:
             if not isinstance(row.get(name), str) or not row[name]:
                 raise RairlError(f"field {name!r} must be a non-empty string")
         for name, kind in _OPTIONAL_FIELDS.items():
-            if row.get(name) is not None and (not isinstance(row[name], kind) or isinstance(row[name], bool) != (kind is bool)):
+            if row.get(name) is not None and (
+                not isinstance(row[name], kind) or isinstance(row[name], bool) != (kind is bool)
+            ):
                 raise RairlError(f"field {name!r} must be of type {kind.__name__}, not {type(row[name]).__name__}")
         steps = row.get("steps") or []
         text = row.get("text")
@@ -208,7 +210,9 @@ def read_traces(path: str | Path, *, allow_empty: bool = False, skip_bad: list[s
         try:
             trace = _parse(line)
             if trace.id in seen:
-                raise RairlError(f"field 'id': {trace.id!r} already occurs on line {seen[trace.id]}; ids must be unique")
+                raise RairlError(
+                    f"field 'id': {trace.id!r} already occurs on line {seen[trace.id]}; ids must be unique"
+                )
         except RairlError as error:
             message = f"{path}, line {number}: {error}"
             if skip_bad is None:

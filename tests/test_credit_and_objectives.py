@@ -23,7 +23,7 @@ def test_bce_at_zero_logits_is_log_two() -> None:
 
 
 def test_bce_by_hand() -> None:
-    # expert z = 1: -log sigmoid(1) = log(1 + e^-1) = 0.313262; generated z = -2: log(1 + e^-2) = 0.126928; halves of both
+    # expert z = 1: -log sigmoid(1) = log(1 + e^-1) = 0.313262; generated z = -2: log(1 + e^-2) = 0.126928; half each
     loss = bce_loss(torch.tensor([1.0]), torch.tensor([-2.0]))
     assert loss.item() == pytest.approx(0.5 * (0.313262 + 0.126928), abs=1e-6)
 
@@ -67,7 +67,8 @@ def test_floor_keeps_small_differences_small() -> None:
 @given(REWARDS, st.floats(0, 1))
 def test_returns_equal_the_double_sum(rewards: np.ndarray, discount: float) -> None:
     naive = [
-        sum(discount ** (later - at) * rewards[later] for later in range(at, len(rewards))) for at in range(len(rewards))
+        sum(discount ** (later - at) * rewards[later] for later in range(at, len(rewards)))
+        for at in range(len(rewards))
     ]
     np.testing.assert_allclose(returns_to_go(rewards, discount), naive, atol=1e-9)
 

@@ -36,7 +36,18 @@ def test_tokenizer_round_trips_any_text(text: str) -> None:
 
 
 def test_every_digit_is_a_token() -> None:
-    assert TOKENIZER.tokenize("So Ana has 27 + 9 = 36") == ["So", "ĠAna", "Ġhas", "Ġ2", "7", "Ġ+", "Ġ9", "Ġ=", "Ġ3", "6"]
+    assert TOKENIZER.tokenize("So Ana has 27 + 9 = 36") == [
+        "So",
+        "ĠAna",
+        "Ġhas",
+        "Ġ2",
+        "7",
+        "Ġ+",
+        "Ġ9",
+        "Ġ=",
+        "Ġ3",
+        "6",
+    ]
 
 
 def test_tokens_reach_the_characters_they_stand_for(demos: list[Trace]) -> None:
@@ -93,7 +104,7 @@ def test_pad_sides() -> None:
 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RairlError, match="config.json is missing"):
+    with pytest.raises(RairlError, match=r"config\.json is missing"):
         load_policy(tmp_path)
 
 

@@ -144,7 +144,7 @@ def test_gradient_reaches_a_trained_backbone(linear: RewardModel, demos: list[Tr
 def test_prompts_and_foreign_folders_are_refused(surprisal: RewardModel, tmp_path: Path) -> None:
     with pytest.raises(RairlError, match="'p' has no text"):
         surprisal.score([Trace("p", "problem")])
-    with pytest.raises(RairlError, match="reward.json is missing"):
+    with pytest.raises(RairlError, match=r"reward\.json is missing"):
         RewardModel.from_pretrained(tmp_path)
     (tmp_path / "reward.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(RairlError, match="format 99"):

@@ -86,5 +86,5 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
     }
     locator = max(LOCATORS, key=exact.__getitem__)
     reads = [one.steps for one in (*experts, *corrupted)]
-    threshold = choose_threshold(reads, [None] * len(experts) + truth, locator)
+    threshold = choose_threshold(reads, [*(None for _ in experts), *truth], locator)
     return {**results[how], "dev/exact": exact[locator]}, Calibration(how, locator, threshold)

@@ -115,7 +115,7 @@ def _sample_batch(
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sample one token per row of ``(B, V)`` logits; returns ids ``(B,)`` and their log-probabilities at temperature 1."""
+    """Sample one token per row of ``(B, V)`` logits; return ids ``(B,)`` and log-probabilities at temperature 1."""
     logprobs = logits.float().log_softmax(-1)
     if temperature == 0:
         picked = logprobs.argmax(-1)

@@ -48,7 +48,7 @@ def lm_loss(model: PreTrainedModel, batch: Sequence[Example], pad_id: int) -> Te
 
 
 def shuffled_batches(rows: Sequence[Example], size: int, seed: str) -> Iterator[list[Example]]:
-    """One epoch in batches of similar length: sorted within windows of 50 batches, batches shuffled. No row is left out."""
+    """One epoch in batches of similar length: sorted within windows of 50 batches, batches shuffled, none left out."""
     rng = random.Random(seed)
     order = list(rows)
     rng.shuffle(order)
@@ -124,7 +124,7 @@ def fit(
         history.append(row)
         on_epoch(row)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
-        checkpoints.save(folder, epoch + 1, lambda _, state=state: {**state, "history": json.dumps(history)})
+        checkpoints.save(folder, epoch + 1, lambda _, state=state: {**state, "history": json.dumps(history)})  # type: ignore[misc]
     bar.close()
     if best:
         model.load_state_dict(best)

@@ -65,7 +65,7 @@ def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tok
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         tie_word_embeddings=True,
-        # The library's 0.02 suits widths of thousands; at this width attention would start out flat and stay there long.
+        # The library's 0.02 suits widths of thousands; at this width attention would start flat and stay there long.
         initializer_range=params.hidden_size**-0.5,
     )
     return LlamaForCausalLM(config)

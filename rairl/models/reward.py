@@ -1,7 +1,8 @@
 """The reward model: a frozen or trainable backbone, a small head, and one logit wherever the granularity reads.
 
-The logit z estimates log p(prefix | expert) - log p(prefix | generated) (Goodfellow et al. 2014, balanced classes), so the
-reward read off it is z itself: log D - log(1 - D). Its increment between two reads is the evidence of what lies between.
+The logit z estimates log p(prefix | expert) - log p(prefix | generated) (Goodfellow et al. 2014, balanced classes), so
+the reward read off it is z itself: log D - log(1 - D). Its increment between two reads is the evidence of what lies
+between.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def read_tokens(encoded: Encoded, trace: Trace, granularity: Granularity, interv
 class RewardModel(nn.Module):
     """Backbone, tokenizer and head.
 
-    head ``linear``: one linear map of the last hidden state (the folder loads in plain ``AutoModelForTokenClassification``).
+    head ``linear``: one linear map of the last hidden state (the folder loads as ``AutoModelForTokenClassification``).
     head ``surprisal``: a two-layer perceptron on the hidden states of all layers and on how surprised the backbone is.
     """
 
@@ -298,7 +299,7 @@ def _one_label(config: object) -> object:
 
 
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probability of each token and entropy of the distribution it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
+    """Log-probability of each token and entropy of what it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
     logprobs = logits[:, :-1].float().log_softmax(-1)
     picked = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
