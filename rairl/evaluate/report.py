@@ -371,8 +371,8 @@ def _audit_splits(figures: Figures) -> Table:
     note = "AUROC of right against wrong chains, within question unless pooled."
     table = _table(figures, "Right against wrong chains", note, columns, rows, "audit.{row}.{column}")
     for name, label in rows.items():
-        table.rows[label].append(falsification_verdict(figures.get(f"audit.{name}.auroc", NOTHING)))
-    table.columns.append("verdict")
+        table.rows[label].insert(1, falsification_verdict(figures.get(f"audit.{name}.auroc", NOTHING)))
+    table.columns.insert(1, "verdict")
     return table
 
 

@@ -71,7 +71,7 @@ def report(
             },
             "sections": [
                 {"id": key, "title": title, "lead": lead, "tables": found[key], "images": images[key]}
-                for key, (title, lead) in SECTIONS.items()
+                for key, (title, lead) in (SECTIONS | (LOGGED if params.logged else {})).items()
                 if found[key] or images[key]
             ],
             "viewer": viewer,
@@ -110,6 +110,13 @@ SECTIONS = {
     "time": ("Time", "Wall-clock time of every stage."),
 }
 """Key of a section to its title and lead."""
+LOGGED = {
+    "training": (
+        "Training the reward",
+        "The reward learned from human solutions and other models' logged ones; no policy was trained.",
+    )
+}
+"""The sections that read differently when the reward is learned from logged traces."""
 
 CAPTIONS = {
     "pass_at_k": "pass@k on test.",
