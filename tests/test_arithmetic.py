@@ -98,7 +98,6 @@ def test_authors_without_habits_write_what_experts_write(seed: int, allowed: a.R
         ("fewer_as_more", ["27 + 9 = 36", "2 * 36 = 72", "27 + 72 = 99"]),
         ("times_as_more", ["27 - 9 = 18", "18 + 2 = 20", "27 + 20 = 47"]),
         ("together_once", ["27 - 9 = 18", "2 * 18 = 36", "36 + 36 = 72"]),
-        ("no_carry", ["27 - 9 = 18", "2 * 18 = 26", "27 + 26 = 43"]),
         ("last_person", ["27 - 9 = 18", "2 * 18 = 36", "27 + 36 = 63"]),
     ],
 )

@@ -11,7 +11,7 @@ the other, one step per statement::
 
 The *oracle* (:func:`first_error`) parses the problem's text back and re-derives every step, so it needs nothing but what
 the reader sees. The pre-training corpus (:func:`corpus`) is written by many authors, most of whom have systematic habits
-(read "fewer" as "more", forget to carry, take the person mentioned last): a model trained on it is wrong *with
+(read "fewer" as "more", take the person mentioned last): a model trained on it is wrong *with
 confidence*, as a real language model is, and its wrong answers agree with one another. Experts have no such habits.
 """
 
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from rairl.params import ArithmeticDataset
 from rairl.traces import Trace, locate_steps
@@ -58,17 +58,17 @@ class Problem:
 class Range:
     """What a split may contain: chain length, statement kinds, and the numbers' bounds."""
 
-    steps: tuple[int, int] = (3, 5)
+    steps: tuple[int, int] = (2, 4)
     kinds: tuple[str, ...] = DEMONSTRATED
-    values: tuple[int, int] = (2, 59)
-    starts: tuple[int, int] = (11, 40)
+    values: tuple[int, int] = (2, 30)
+    starts: tuple[int, int] = (8, 20)
 
 
 IN_RANGE = Range()
 OUT_OF_RANGE = {
-    "ood_longer": Range(steps=(6, 7)),
+    "ood_longer": Range(steps=(5, 6)),
     "ood_operators": Range(kinds=DEMONSTRATED + UNSEEN),
-    "ood_numbers": Range(values=(2, 99), starts=(60, 90)),
+    "ood_numbers": Range(values=(2, 60), starts=(31, 50)),
 }
 
 
@@ -265,7 +265,7 @@ def _draw(rng: random.Random, allowed: Range, subject: str, values: dict[str, in
         return Statement(kind, subject, tuple(rng.sample(people, 2)))
     # The person mentioned last is the likelier reference, but often enough it is somebody earlier.
     ref = people[-1] if rng.random() < 0.5 else rng.choice(people)
-    number = {"times": lambda: rng.randint(2, 3), "half": lambda: 0}.get(kind, lambda: rng.randint(2, 9))()
+    number = {"times": lambda: rng.randint(2, 3), "half": lambda: 0}.get(kind, lambda: rng.randint(2, 6))()
     return Statement(kind, subject, (ref,), number)
 
 
@@ -312,24 +312,7 @@ CAREFUL_RATE = 0.15
 """Share of authors without any habit."""
 
 
-def _drop_carries(x: int, y: int) -> int:
-    """x + y, adding column by column without carrying."""
-    return sum((x // 10**place % 10 + y // 10**place % 10) % 10 * 10**place for place in range(4))
-
-
-def _drop_borrows(x: int, y: int) -> int:
-    """x - y, taking the smaller digit from the larger in every column."""
-    return sum(abs(x // 10**place % 10 - y // 10**place % 10) * 10**place for place in range(4))
-
-
-def _times_without_carry(number: int, x: int) -> int:
-    """number * x, dropping the carry of every column but the leading one."""
-    digits = [int(digit) for digit in str(x)]
-    head = str(number * digits[0])
-    return int(head + "".join(str(number * digit % 10) for digit in digits[1:]))
-
-
-HABITS = ("fewer_as_more", "times_as_more", "last_person", "together_once", "no_carry")
+HABITS = ("fewer_as_more", "times_as_more", "last_person", "together_once")
 
 
 def author(rng: random.Random) -> frozenset[str]:
@@ -356,28 +339,11 @@ def habitual_steps(problem: Problem, habits: frozenset[str]) -> tuple[list[str],
             kind = "more"
         if kind == "times" and "times_as_more" in habits:
             kind = "more"
-        result = _habitual_result(kind, said.number, operands, habits)
+        result = max(_apply(replace(said, kind=kind), operands), 0)  # people have no fewer than nothing
         steps.append(_step_text(problem, said, operands, result, kind))
         values[said.subject] = result
         last = said.subject
     return steps, values[last]
-
-
-def _habitual_result(kind: str, number: int, operands: Sequence[int], habits: frozenset[str]) -> int:
-    add: Callable[[int, int], int] = _drop_carries if "no_carry" in habits else int.__add__
-    subtract: Callable[[int, int], int] = _drop_borrows if "no_borrow" in habits else lambda x, y: max(x - y, 0)
-    match kind:
-        case "more":
-            return add(operands[0], number)
-        case "fewer":
-            return subtract(operands[0], number)
-        case "times":
-            return _times_without_carry(number, operands[0]) if "no_carry" in habits else number * operands[0]
-        case "together":
-            return add(operands[0], operands[1])
-        case "half":
-            return operands[0] // 2
-    return 2 * add(operands[0], operands[1])
 
 
 def corpus(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
@@ -386,11 +352,7 @@ def corpus(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> Iter
     Problems in ``exclude`` are left out, so that the base model has never seen a problem of the splits.
     """
     rng = random.Random(f"arithmetic/{seed}/corpus")
-    ranges = [IN_RANGE] * 3 + [
-        Range(steps=(6, 7)),
-        Range(kinds=DEMONSTRATED + UNSEEN),
-        Range(values=(2, 99), starts=(11, 90)),
-    ]
+    ranges = [IN_RANGE] * 5 + list(OUT_OF_RANGE.values())
     made = 0
     while made < count:
         problem = generate(rng, rng.choice(ranges))

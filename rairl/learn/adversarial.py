@@ -338,8 +338,10 @@ def policy_step(
     """One optimiser step on all completions, in micro-batches; the loss is a mean over completion tokens.
 
     Raises:
-        RairlError: when loss or gradient is not a number; the weights are left as they were.
+        RairlError: when an advantage, the loss or the gradient is not a number; the weights are left as they were.
     """
+    if not all(np.isfinite(values).all() for values in advantages):
+        raise RairlError("an advantage is not a number: the reward model has diverged; lower reward.learning_rate")
     model.train()
     device = next(model.parameters()).device
     rows = [item.prompt_ids + item.ids for item in completions]

@@ -16,12 +16,12 @@ MARKS = ("<think>", "</think>", "<answer>", "</answer>")
 PAD, EOS = "<|pad|>", "<|end|>"
 # A problem and a line break: the smallest chat template there is, so that built-in and hub models share one code path.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-# A digit each (numbers generalise to lengths never seen); a space belongs to the word after it; marks stand alone.
-_PIECES = r" ?\d| ?[^\s\d\p{P}]+| ?\p{P}|\n|\s+"
+# Up to three digits are a piece, as in Llama 3; a space belongs to the word after it; punctuation and line breaks are alone.
+_PIECES = r" ?\d{1,3}| ?[^\s\d\p{P}]+| ?\p{P}|\n|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Byte-level BPE with one token per digit; any text round-trips."""
+    """Byte-level BPE in which common numbers are one token; any text round-trips."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,0 +1,108 @@
+"""Language-model training: the loss covers what it should, the best epoch wins, a killed run goes on as if nothing was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rairl.errors import RairlError
+from rairl.learn.checkpoints import checkpoint_folder, latest
+from rairl.learn.sft import Fit, cosine, examples, fit, lm_loss, mean_loss, shuffled_batches
+from rairl.models.policy import load_policy, token_logprobs
+from rairl.params import Params
+from rairl.traces import Trace
+
+
+def test_loss_covers_the_completion_and_the_end_token_only(tiny_policy: Path, demos: list[Trace]) -> None:
+    model, tokenizer = load_policy(tiny_policy)
+    (ids, skip), *_ = rows = examples(tokenizer, demos[:2])
+    assert ids[-1] == tokenizer.eos_token_id
+    with torch.no_grad():
+        loss = lm_loss(model, rows[:1], tokenizer.pad_token_id).item()
+        tensor = torch.tensor([ids])
+        by_hand = -token_logprobs(model, tensor, torch.ones_like(tensor))[0, skip:].mean().item()
+    assert loss == pytest.approx(by_hand, rel=1e-5)
+    assert examples(tokenizer, demos[:1], whole=True)[0][1] == 0
+
+
+def test_mean_loss_weighs_tokens_whatever_the_batches(tiny_policy: Path, demos: list[Trace]) -> None:
+    model, tokenizer = load_policy(tiny_policy)
+    rows = examples(tokenizer, demos)
+    one = mean_loss(model, rows, 0, batch_size=3)
+    assert one == pytest.approx(mean_loss(model, rows, 0, batch_size=100), rel=1e-5)
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 3))
+def test_an_epoch_holds_every_row_once(count: int, size: int, seed: int) -> None:
+    rows = [([1] * (index % 7 + 1), index) for index in range(count)]
+    batches = list(shuffled_batches(rows, size, str(seed)))
+    assert sorted(skip for batch in batches for _, skip in batch) == list(range(count))
+    assert batches == list(shuffled_batches(rows, size, str(seed)))
+
+
+def test_rate_warms_up_and_decays_to_a_tenth() -> None:
+    values = [cosine(step, 100, 10) for step in range(100)]
+    assert values[0] == pytest.approx(0.1) and max(values) == 1.0
+    assert values[-1] == pytest.approx(0.1, abs=0.01)
+    assert all(late <= early for early, late in zip(values[10:], values[11:], strict=False))
+
+
+def plan(model_dev: list[float], epochs: int = 6, patience: int = 2) -> Fit:
+    losses = iter(model_dev)
+    batch = [([5, 6, 7, 8], 0)]
+    return Fit(epochs, lambda epoch: [batch, batch], lambda step: 1e-3, lambda model: next(losses), patience)
+
+
+def test_stops_after_patience_and_keeps_the_best_epoch(tiny_policy: Path, tmp_path: Path) -> None:
+    model, _ = load_policy(tiny_policy)
+    seen: list[torch.Tensor] = []
+
+    def on_epoch(row: dict[str, float]) -> None:
+        seen.append(model.lm_head.weight.detach().clone())
+
+    history = fit(model, plan([3.0, 2.0, 2.5, 2.1, 0.0]), 0, folder=tmp_path, desc="sft", on_epoch=on_epoch)
+    assert [row["dev/loss"] for row in history] == [3.0, 2.0, 2.5, 2.1]
+    assert torch.equal(model.lm_head.weight, seen[1])
+
+
+def test_a_resumed_fit_ends_with_the_same_weights(tiny_policy: Path, demos: list[Trace], tmp_path: Path) -> None:
+    _, tokenizer = load_policy(tiny_policy)
+    rows = examples(tokenizer, demos)
+
+    def run(folder: Path, stop_after: int | None = None) -> torch.Tensor:
+        model, _ = load_policy(tiny_policy)
+        what = Fit(3, lambda epoch: list(shuffled_batches(rows, 4, str(epoch))), lambda step: 1e-3)
+
+        def on_epoch(row: dict[str, float]) -> None:
+            if row["step"] == stop_after:
+                raise KeyboardInterrupt
+
+        fit(model, what, tokenizer.pad_token_id, folder=folder, desc="fit", on_epoch=on_epoch)
+        return model.lm_head.weight.detach()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_after=1)
+    assert latest(tmp_path / "cut") is not None
+    torch.testing.assert_close(run(tmp_path / "cut"), whole, atol=0, rtol=0)
+
+
+def test_a_loss_that_is_no_number_is_an_error(tiny_policy: Path, tmp_path: Path) -> None:
+    model, _ = load_policy(tiny_policy)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(RairlError, match="the loss is nan at batch 0 of base"):
+        fit(model, plan([1.0]), 0, folder=tmp_path, desc="base", on_epoch=lambda row: None)
+
+
+def test_checkpoints_belong_to_one_configuration(miniature: Params, tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text("{}")
+    first = checkpoint_folder("sft", miniature, [tmp_path / "card.json"])
+    assert first == checkpoint_folder("sft", miniature, [tmp_path / "card.json"])
+    assert first != checkpoint_folder("sft", miniature.model_copy(update={"seed": 1}), [tmp_path / "card.json"])
+    (tmp_path / "card.json").write_text("{ }")
+    assert first != checkpoint_folder("sft", miniature, [tmp_path / "card.json"])
