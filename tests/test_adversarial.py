@@ -72,7 +72,9 @@ def test_updates_separate_experts_from_corruptions(tiny_policy: Path, miniature:
         last = reward.update([], str(update))
     assert last["discriminator/loss"] < first["discriminator/loss"] - 0.05
     assert last["discriminator/gap"] > 0.3
-    assert {"discriminator/accuracy_expert", "discriminator/accuracy_perturbed", "discriminator/corr_length"} <= set(last)
+    assert {"discriminator/accuracy_expert", "discriminator/accuracy_perturbed", "discriminator/corr_length"} <= set(
+        last
+    )
 
 
 def test_an_update_without_negatives_is_refused(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
@@ -109,7 +111,7 @@ def test_replay_is_bounded_first_in_first_out() -> None:
 
 
 def batch_of(policy: Path, demos: list[Trace]) -> tuple[list[Completion], list[Trace]]:
-    model, tokenizer = load_policy(policy)
+    _, tokenizer = load_policy(policy)
     rng = random.Random(0)
     bad = [perturb(demo, rng, ["result"]) for demo in demos]
     traces = [trace for pair in zip(demos, bad, strict=True) for trace in pair if trace is not None]
@@ -139,9 +141,7 @@ def test_a_better_scored_sample_gets_likelier(tiny_policy: Path, miniature: Para
             return [token_logprobs(model, row, torch.ones_like(row)).sum().item() for row in rows]
 
     before = likelihood()
-    policy_step(
-        model, load_policy(tiny_policy)[0], optimizer, completions, advantages, miniature.policy, rate=1e-3
-    )
+    policy_step(model, load_policy(tiny_policy)[0], optimizer, completions, advantages, miniature.policy, rate=1e-3)
     after = likelihood()
     gains = np.array(after) - np.array(before)
     assert (gains[::2] - gains[1::2] > 0).all()
@@ -154,7 +154,9 @@ def test_kl_is_zero_at_the_reference_and_positive_away(tiny_policy: Path) -> Non
     advantages = torch.zeros(3, 12)
     advantages[:, :4] = float("nan")
     mask = torch.ones_like(ids)
-    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)[1].item() == pytest.approx(0, abs=1e-5)
+    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)[1].item() == pytest.approx(
+        0, abs=1e-5
+    )
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
     assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)[1].item() > 0
@@ -262,7 +264,10 @@ def test_kill_9_and_run_again_equals_an_uninterrupted_stage(root: Path, tmp_path
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             process = subprocess.Popen(
-                [sys.executable, "-c", KILLED, "rairl"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                [sys.executable, "-c", KILLED, "rairl"],
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
         assert process.wait(timeout=300) == 0
         histories.append(json.loads((folder / "history" / "rairl" / "history.json").read_text()))
@@ -320,7 +325,10 @@ if __name__ == "__main__":
 
     parameters = parse_params(yaml.safe_load((ROOT / "tests" / "miniature.yaml").read_text()))
     made = trajectory(
-        make_policy.__wrapped__(Factory()), parameters, make_demos.__wrapped__(), Path(tempfile.mkdtemp())  # type: ignore[attr-defined]
+        make_policy.__wrapped__(Factory()),
+        parameters,
+        make_demos.__wrapped__(),
+        Path(tempfile.mkdtemp()),  # type: ignore[attr-defined]
     )
     snapshot = {
         "python": platform.python_version(),

@@ -107,7 +107,8 @@ def test_each_habit_by_hand(habit: str, steps: list[str]) -> None:
 
 
 def test_last_person_habit_takes_the_wrong_person() -> None:
-    problem = a.Problem("eggs", "Ana", 10, (a.Statement("more", "Ben", ("Ana",), 5), a.Statement("more", "Cleo", ("Ana",), 3)))
+    said = (a.Statement("more", "Ben", ("Ana",), 5), a.Statement("more", "Cleo", ("Ana",), 3))
+    problem = a.Problem("eggs", "Ana", 10, said)
     assert a.habitual_steps(problem, frozenset(["last_person"]))[0][1] == "So Cleo has 15 + 3 = 18 eggs."
 
 

@@ -1,7 +1,8 @@
-"""Language-model training: the loss covers what it should, the best epoch wins, a killed run goes on as if nothing was."""
+"""Language-model training: the loss covers what it should, the best epoch wins, a killed run goes on."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_rate_warms_up_and_decays_to_a_tenth() -> None:
     values = [cosine(step, 100, 10) for step in range(100)]
     assert values[0] == pytest.approx(0.1) and max(values) == 1.0
     assert values[-1] == pytest.approx(0.1, abs=0.01)
-    assert all(late <= early for early, late in zip(values[10:], values[11:], strict=False))
+    assert all(late <= early for early, late in itertools.pairwise(values[10:]))
 
 
 def plan(model_dev: list[float], epochs: int = 6, patience: int = 2) -> Fit:

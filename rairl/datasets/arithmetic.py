@@ -9,10 +9,10 @@ the other, one step per statement::
     So Ana has 12 + 5 = 17 apples.
     So Ben has 3 * 17 = 51 apples.
 
-The *oracle* (:func:`first_error`) parses the problem's text back and re-derives every step, so it needs nothing but what
-the reader sees. The pre-training corpus (:func:`corpus`) is written by many authors, most of whom have systematic habits
-(read "fewer" as "more", take the person mentioned last): a model trained on it is wrong *with
-confidence*, as a real language model is, and its wrong answers agree with one another. Experts have no such habits.
+The *oracle* (:func:`first_error`) parses the problem's text back and re-derives every step, so it needs nothing but
+what the reader sees. The pre-training corpus (:func:`corpus`) is written by many authors, most of whom have systematic
+habits (read "fewer" as "more", take the person mentioned last): a model trained on it is wrong *with confidence*, as a
+real language model is, and its wrong answers agree with one another. Experts have no such habits.
 """
 
 from __future__ import annotations

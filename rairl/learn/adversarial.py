@@ -1,8 +1,8 @@
 """The policy loop and the two rewards that drive it: the learned one (R-AIRL) and the outcome (GRPO baseline).
 
 One iteration: sample a group of completions for each of a few prompts; let the reward give advantages; move the policy
-by one policy-gradient step with a KL penalty towards the SFT policy; let the reward learn. A batch is scored *before* the
-reward learns anything from rollouts of its own iteration.
+by one policy-gradient step with a KL penalty towards the SFT policy; let the reward learn. A batch is scored *before*
+the reward learns anything from rollouts of its own iteration.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ def policy_loss(
     """Summed policy-gradient loss and summed KL estimate over the completion tokens of a batch.
 
     The samples are from the current policy, so the importance ratio is 1 and needs no clipping. KL(policy || reference)
-    is estimated per token by exp(d) - d - 1 with d = log ref - log policy (Schulman 2020, k3: unbiased, never negative).
+    is estimated per token by exp(d) - d - 1 with d = log ref - log policy (Schulman 2020: unbiased, never negative).
 
     Args:
         ids, mask: ``(B, T)``, right-padded.

@@ -16,7 +16,7 @@ MARKS = ("<think>", "</think>", "<answer>", "</answer>")
 PAD, EOS = "<|pad|>", "<|end|>"
 # A problem and a line break: the smallest chat template there is, so that built-in and hub models share one code path.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-# Up to three digits are a piece, as in Llama 3; a space belongs to the word after it; punctuation and line breaks are alone.
+# Up to three digits are a piece, as in Llama 3; a space belongs to the word after it; the rest stands alone.
 _PIECES = r" ?\d{1,3}| ?[^\s\d\p{P}]+| ?\p{P}|\n|\s+"
 
 
