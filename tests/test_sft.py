@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transformers import PreTrainedModel
+
 from rairl.errors import RairlError
 from rairl.learn.checkpoints import checkpoint_folder, latest
-from rairl.learn.sft import Fit, cosine, examples, fit, lm_loss, mean_loss, shuffled_batches
+from rairl.learn.sft import Fit, adamw, cosine, examples, fit, lm_loss, mean_loss, muon, shuffled_batches
 from rairl.models.policy import load_policy, token_logprobs
 from rairl.params import Params
 from rairl.traces import Trace
@@ -52,10 +54,10 @@ def test_rate_warms_up_and_decays_to_a_tenth() -> None:
     assert all(late <= early for early, late in itertools.pairwise(values[10:]))
 
 
-def plan(model_dev: list[float], epochs: int = 6, patience: int = 2) -> Fit:
+def plan(model: PreTrainedModel, model_dev: list[float], epochs: int = 6, patience: int = 2) -> Fit:
     losses = iter(model_dev)
     batch = [([5, 6, 7, 8], 0)]
-    return Fit(epochs, lambda epoch: [batch, batch], lambda step: 1e-3, lambda model: next(losses), patience)
+    return Fit(adamw(model), epochs, lambda epoch: [batch, batch], lambda step: 1e-3, lambda model: next(losses), patience)
 
 
 def test_stops_after_patience_and_keeps_the_best_epoch(tiny_policy: Path, tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_stops_after_patience_and_keeps_the_best_epoch(tiny_policy: Path, tmp_pa
     def on_epoch(row: dict[str, float]) -> None:
         seen.append(model.lm_head.weight.detach().clone())
 
-    history = fit(model, plan([3.0, 2.0, 2.5, 2.1, 0.0]), 0, folder=tmp_path, desc="sft", on_epoch=on_epoch)
+    history = fit(model, plan(model, [3.0, 2.0, 2.5, 2.1, 0.0]), 0, folder=tmp_path, desc="sft", on_epoch=on_epoch)
     assert [row["dev/loss"] for row in history] == [3.0, 2.0, 2.5, 2.1]
     assert torch.equal(model.lm_head.weight, seen[1])
 
@@ -76,7 +78,7 @@ def test_a_resumed_fit_ends_with_the_same_weights(tiny_policy: Path, demos: list
 
     def run(folder: Path, stop_after: int | None = None) -> torch.Tensor:
         model, _ = load_policy(tiny_policy)
-        what = Fit(3, lambda epoch: list(shuffled_batches(rows, 4, str(epoch))), lambda step: 1e-3)
+        what = Fit(muon(model), 3, lambda epoch: list(shuffled_batches(rows, 4, str(epoch))), lambda step: 1e-3)
 
         def on_epoch(row: dict[str, float]) -> None:
             if row["step"] == stop_after:
@@ -92,12 +94,20 @@ def test_a_resumed_fit_ends_with_the_same_weights(tiny_policy: Path, demos: list
     torch.testing.assert_close(run(tmp_path / "cut"), whole, atol=0, rtol=0)
 
 
+def test_muon_takes_every_parameter_once(tiny_policy: Path) -> None:
+    model, _ = load_policy(tiny_policy)
+    first, second = muon(model)
+    taken = [id(value) for optimizer in (first, second) for group in optimizer.param_groups for value in group["params"]]
+    assert sorted(taken) == sorted(id(value) for value in model.parameters())
+    assert all(value.ndim == 2 for group in first.param_groups for value in group["params"])
+
+
 def test_a_loss_that_is_no_number_is_an_error(tiny_policy: Path, tmp_path: Path) -> None:
     model, _ = load_policy(tiny_policy)
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(RairlError, match="the loss is nan at batch 0 of base"):
-        fit(model, plan([1.0]), 0, folder=tmp_path, desc="base", on_epoch=lambda row: None)
+        fit(model, plan(model, [1.0]), 0, folder=tmp_path, desc="base", on_epoch=lambda row: None)
 
 
 def test_checkpoints_belong_to_one_configuration(miniature: Params, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from rairl.learn.objectives import bce_loss
 from rairl.learn.replay import Replay
 from rairl.learn.rollouts import Completion, character_ends, sample, to_traces
 from rairl.models.policy import batches_by_length, encode, pad, token_logprobs
-from rairl.models.reward import Reads, RewardModel, read_tokens
+from rairl.models.reward import Memo, Reads, RewardModel, read_tokens
 from rairl.params import PolicyParams, RewardParams
 from rairl.perturb import perturb
 from rairl.traces import Trace, read_traces, write_traces
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Metrics = dict[str, float]
+VARIANTS = 16
+"""Different corruptions of one demonstration over a run."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,11 @@ class LearnedReward:
     seed: int
     replay: Replay = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    memo: Memo | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.replay = Replay(self.params.replay_size)
+        self.memo = None if self.params.train_backbone else Memo()
         self.optimizer = torch.optim.AdamW(
             self.model.trained_parameters(), lr=self.params.learning_rate, weight_decay=self.params.weight_decay
         )
@@ -169,6 +173,10 @@ class LearnedReward:
         rng = random.Random(f"{self.seed}/demos/{key}")
         return rng.sample(list(self.demos), min(self.params.demos_per_update, len(self.demos)))
 
+    def _corrupt(self, demo: Trace, rng: random.Random) -> Trace | None:
+        """One of a fixed set of corruptions of a demonstration, so that their reads can be looked up."""
+        return perturb(demo, random.Random(f"{self.seed}/corrupt/{demo.id}/{rng.randrange(VARIANTS)}"))
+
     def update(self, fresh: Sequence[Trace], key: str) -> Metrics:
         """One gradient step: experts against fresh rollouts on their prompts, replay, and verified corruptions.
 
@@ -177,16 +185,15 @@ class LearnedReward:
         """
         rng = random.Random(f"{self.seed}/update/{key}")
         experts = self._draw(key)
-        corrupted = [
-            bad for demo in experts for _ in range(self.params.perturbations) if (bad := perturb(demo, rng)) is not None
-        ]
+        drawn = [self._corrupt(demo, rng) for demo in experts for _ in range(self.params.perturbations)]
+        corrupted = [bad for bad in drawn if bad is not None]
         replayed = self.replay.draw(len(experts), rng)
         generated = [*fresh, *replayed, *corrupted]
         if not generated:
             raise RairlError("the reward has no negatives: set reward.perturbations, reward.replay_size or sample more")
         self.model.train()
         torch.manual_seed(rng.getrandbits(31))
-        reads = self.model.read([*experts, *generated])
+        reads = self.model.read([*experts, *generated], memo=self.memo)
         logits = self.model.logits(reads)
         positive = reads.trace < len(experts)
         loss = bce_loss(logits[positive], logits[~positive], self.params.label_smoothing)
@@ -207,7 +214,12 @@ class LearnedReward:
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def state(self, folder: Path) -> dict[str, Any]:
-        """Weights that learn, optimiser and replay buffer."""
+        """Weights that learn, optimiser and replay buffer.
+
+        The memo starts afresh with every checkpoint: what is in it decides which traces share a batch, and with that the
+        last digits of their features, so a resumed run must not differ in it from one that went on.
+        """
+        self.memo = None if self.params.train_backbone else Memo()
         write_traces(folder / "replay.jsonl", unique_ids(self.replay.traces))
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         weights = {name: value for name, value in self.model.state_dict().items() if name in trained}

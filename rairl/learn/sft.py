@@ -73,12 +73,14 @@ class Fit:
     """How a language model is trained: ``epochs`` calls of ``batches(epoch)``, rate ``rate(step)`` at each step.
 
     Attributes:
+        optimizers: made by :func:`adamw` or :func:`muon`; all take the same rate.
         batches: the batches of an epoch, the same at every call.
         rate: learning rate at a global step.
         evaluate: dev loss after an epoch; with it the best epoch's weights win, and ``patience`` epochs without a
             better one end the training.
     """
 
+    optimizers: Sequence[torch.optim.Optimizer]
     epochs: int
     batches: Callable[[int], Sequence[Sequence[Example]]]
     rate: Callable[[int], float]
@@ -100,14 +102,14 @@ def fit(
     Raises:
         RairlError: when the loss is not a number, before the weights are touched by it; the last checkpoint is kept.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=0.01)
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
     found = checkpoints.load(folder)
     if found is not None:
         state, _ = found
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(plan.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         history, best = json.loads(state["history"]), state["best"]
         for row in history:
             on_epoch(row)
@@ -116,14 +118,15 @@ def fit(
     for epoch in range(len(history), plan.epochs):
         if _stalled(history, plan.patience):
             break
-        row = {"step": epoch, **_epoch(model, optimizer, plan, epoch, bar, pad_id)}
+        row = {"step": epoch, **_epoch(model, plan, epoch, bar, pad_id)}
         if plan.evaluate is not None:
             row["dev/loss"] = plan.evaluate(model)
             if row["dev/loss"] < min((old["dev/loss"] for old in history), default=float("inf")):
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         history.append(row)
         on_epoch(row)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+        kept = [optimizer.state_dict() for optimizer in plan.optimizers]
+        state = {"model": model.state_dict(), "optimizers": kept, "best": best}
         checkpoints.save(folder, epoch + 1, lambda _, state=state: {**state, "history": json.dumps(history)})  # type: ignore[misc]
     bar.close()
     if best:
@@ -137,25 +140,44 @@ def _stalled(history: Sequence[dict[str, float]], patience: int) -> bool:
     return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
-def _epoch(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, plan: Fit, epoch: int, bar: tqdm[None], pad_id: int
-) -> dict[str, float]:
+def _epoch(model: PreTrainedModel, plan: Fit, epoch: int, bar: tqdm[None], pad_id: int) -> dict[str, float]:
     model.train()
     total, batches = 0.0, plan.batches(epoch)
     for batch in batches:
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(bar.n)
         loss = lm_loss(model, batch, pad_id)
         if not torch.isfinite(loss):
             raise RairlError(f"the loss is {loss.item()} at batch {bar.n} of {bar.desc}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in plan.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate(bar.n)
+            optimizer.step()
         total += loss.item()
         bar.update(1)
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return {"train/loss": total / max(1, len(batches)), "batches": bar.n}
+
+
+def adamw(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """AdamW on everything: for fine-tuning."""
+    return [torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def muon(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) on the layers' matrices, AdamW on embeddings and norms: for training from scratch.
+
+    Needs about half of AdamW's batches to the same loss here (docs/log.md). Its updates are scaled to AdamW's size, so
+    one rate serves both.
+    """
+    matrices = [value for name, value in model.named_parameters() if value.ndim == 2 and "embed" not in name]
+    chosen = {id(value) for value in matrices}
+    others = [value for value in model.parameters() if id(value) not in chosen]
+    return [
+        torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ between.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -91,6 +92,32 @@ def read_tokens(encoded: Encoded, trace: Trace, granularity: Granularity, interv
     return sorted({*reads, last})
 
 
+class Memo:
+    """Reads of a frozen backbone, looked up by problem and text, within a budget of bytes (oldest out first).
+
+    A backbone that learns must not be given one: its features change with every update.
+    """
+
+    def __init__(self, budget: int = 2**29) -> None:
+        self.budget, self.size = budget, 0
+        self.rows: OrderedDict[tuple[str, str], tuple[Tensor, list[int]]] = OrderedDict()
+
+    def get(self, trace: Trace) -> tuple[Tensor, list[int]] | None:
+        """The reads of a trace, or None."""
+        return self.rows.get((trace.problem, trace.text))
+
+    def put(self, trace: Trace, reads: tuple[Tensor, list[int]]) -> None:
+        """Keep the reads of a trace."""
+        key = (trace.problem, trace.text)
+        if key in self.rows:
+            return
+        # A copy: a slice would keep the whole batch it was cut from alive.
+        self.rows[key] = (reads[0].clone(), reads[1])
+        self.size += reads[0].nbytes
+        while self.size > self.budget:
+            self.size -= self.rows.popitem(last=False)[1][0].nbytes
+
+
 class RewardModel(nn.Module):
     """Backbone, tokenizer and head.
 
@@ -129,18 +156,33 @@ class RewardModel(nn.Module):
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def read(
-        self, traces: Sequence[Trace], *, ends: Sequence[Sequence[int]] | None = None, batch_tokens: int = 16384
-    ) -> Reads:
+    def read(self, traces: Sequence[Trace], *, memo: Memo | None = None, batch_tokens: int = 16384) -> Reads:
         """Backbone features at every read of ``traces``, in their order.
 
         Args:
-            ends: token indices to read in each trace; those of the granularity when None.
+            memo: where reads of a frozen backbone are kept and looked up.
         """
+        known = [None if memo is None else memo.get(trace) for trace in traces]
+        missing = [index for index, found in enumerate(known) if found is None]
+        read = self._read([traces[index] for index in missing], batch_tokens) if missing else []
+        for index, found in zip(missing, read, strict=True):
+            known[index] = found
+            if memo is not None:
+                memo.put(traces[index], found)
+        found = [one for one in known if one is not None]
+        counts = torch.tensor([len(tokens) for _, tokens in found])
+        return Reads(
+            torch.cat([features for features, _ in found]),
+            torch.arange(len(traces)).repeat_interleave(counts),
+            torch.tensor([token for _, tokens in found for token in tokens]),
+        )
+
+    def _read(self, traces: Sequence[Trace], batch_tokens: int) -> list[tuple[Tensor, list[int]]]:
+        """Features ``(reads, F)`` and token indices of each trace."""
         encoded = encode(self.tokenizer, traces)
         places = [
-            list(ends[index]) if ends else read_tokens(item, trace, self.params.granularity, self.params.interval)
-            for index, (item, trace) in enumerate(zip(encoded, traces, strict=True))
+            read_tokens(item, trace, self.params.granularity, self.params.interval)
+            for item, trace in zip(encoded, traces, strict=True)
         ]
         features: list[Tensor] = [torch.empty(0)] * len(traces)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.params.train_backbone):
@@ -148,12 +190,7 @@ class RewardModel(nn.Module):
                 rows = self._features([encoded[index] for index in batch], [places[index] for index in batch])
                 for index, row in zip(batch, rows, strict=True):
                     features[index] = row
-        counts = torch.tensor([len(place) for place in places])
-        return Reads(
-            torch.cat(features),
-            torch.arange(len(traces)).repeat_interleave(counts),
-            torch.tensor([token for place in places for token in place]),
-        )
+        return list(zip(features, places, strict=True))
 
     def _features(self, encoded: Sequence[Encoded], places: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
         """Features of each trace's reads: one ``(reads, F)`` tensor per trace."""

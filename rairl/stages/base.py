@@ -58,7 +58,7 @@ def base(params: Params, run: Run, *, data: Path, model: Path) -> dict[str, Esti
 
 def _train(params: Params, run: Run, data: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from rairl.learn.checkpoints import checkpoint_folder, clear
-    from rairl.learn.sft import Fit, cosine, examples, fit, shuffled_batches
+    from rairl.learn.sft import Fit, cosine, examples, fit, muon, shuffled_batches
     from rairl.models.base import new_model, train_tokenizer
 
     corpus = _corpus(params, data)
@@ -74,7 +74,7 @@ def _train(params: Params, run: Run, data: Path) -> tuple[PreTrainedModel, PreTr
     total = len(batches)
     slices = [batches[total * part // SLICES : total * (part + 1) // SLICES] for part in range(SLICES)]
     peak, warmup = params.base.learning_rate, max(1, total // 20)
-    plan = Fit(SLICES, slices.__getitem__, lambda step: peak * cosine(step, total, warmup))
+    plan = Fit(muon(network), SLICES, slices.__getitem__, lambda step: peak * cosine(step, total, warmup))
     folder = checkpoint_folder("base", params, [data / "card.json"])
 
     def on_epoch(row: dict[str, float]) -> None:

@@ -27,7 +27,7 @@ def sft(params: Params, run: Run, *, data: Path, base: Path, model: Path) -> dic
         ``sft.epochs`` and ``sft.dev_loss`` (nats per token) of the winning epoch.
     """
     from rairl.learn.checkpoints import checkpoint_folder, clear
-    from rairl.learn.sft import Fit, examples, fit, mean_loss, shuffled_batches
+    from rairl.learn.sft import Fit, adamw, examples, fit, mean_loss, shuffled_batches
     from rairl.models.policy import load_policy, save_policy
 
     for split in ("demos", "dev"):
@@ -37,6 +37,7 @@ def sft(params: Params, run: Run, *, data: Path, base: Path, model: Path) -> dic
     dev = examples(tokenizer, read_traces(data / "dev.jsonl"))
     warmup = max(1, len(train) // params.sft.batch_size)  # one epoch: a fresh Adam takes full-size steps
     plan = Fit(
+        optimizers=adamw(network),
         epochs=params.sft.epochs,
         batches=lambda epoch: list(shuffled_batches(train, params.sft.batch_size, f"sft/{params.seed}/{epoch}")),
         rate=lambda step: params.sft.learning_rate * min(1.0, (step + 1) / warmup),
