@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from transformers import PreTrainedModel
 
 from rairl.errors import RairlError
@@ -57,7 +56,9 @@ def test_rate_warms_up_and_decays_to_a_tenth() -> None:
 def plan(model: PreTrainedModel, model_dev: list[float], epochs: int = 6, patience: int = 2) -> Fit:
     losses = iter(model_dev)
     batch = [([5, 6, 7, 8], 0)]
-    return Fit(adamw(model), epochs, lambda epoch: [batch, batch], lambda step: 1e-3, lambda model: next(losses), patience)
+    return Fit(
+        adamw(model), epochs, lambda epoch: [batch, batch], lambda step: 1e-3, lambda model: next(losses), patience
+    )
 
 
 def test_stops_after_patience_and_keeps_the_best_epoch(tiny_policy: Path, tmp_path: Path) -> None:
@@ -97,7 +98,9 @@ def test_a_resumed_fit_ends_with_the_same_weights(tiny_policy: Path, demos: list
 def test_muon_takes_every_parameter_once(tiny_policy: Path) -> None:
     model, _ = load_policy(tiny_policy)
     first, second = muon(model)
-    taken = [id(value) for optimizer in (first, second) for group in optimizer.param_groups for value in group["params"]]
+    taken = [
+        id(value) for optimizer in (first, second) for group in optimizer.param_groups for value in group["params"]
+    ]
     assert sorted(taken) == sorted(id(value) for value in model.parameters())
     assert all(value.ndim == 2 for group in first.param_groups for value in group["params"])
 

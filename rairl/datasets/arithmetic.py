@@ -260,11 +260,10 @@ def generate(rng: random.Random, allowed: Range) -> Problem:
 def _draw(rng: random.Random, allowed: Range, subject: str, values: dict[str, int]) -> Statement:
     kinds = [kind for kind in allowed.kinds if len(values) > 1 or "together" not in kind]
     kind = rng.choice(kinds)
-    people = list(values)
+    people = list(values)[-2:]  # nobody further back: a tiny model can follow that
     if "together" in kind:
-        return Statement(kind, subject, tuple(rng.sample(people, 2)))
-    # The person mentioned last is the likelier reference, but often enough it is somebody earlier.
-    ref = people[-1] if rng.random() < 0.5 else rng.choice(people)
+        return Statement(kind, subject, tuple(people))
+    ref = rng.choice(people)
     number = {"times": lambda: rng.randint(2, 3), "half": lambda: 0}.get(kind, lambda: rng.randint(2, 6))()
     return Statement(kind, subject, (ref,), number)
 
@@ -306,9 +305,9 @@ def build(params: ArithmeticDataset, seed: int) -> dict[str, list[Trace]]:
 
 # --- the pre-training corpus -----------------------------------------------------------------------------------------
 
-HABIT_RATE = 0.7
+HABIT_RATE = 0.8
 """Probability that a careless author has a given habit."""
-CAREFUL_RATE = 0.15
+CAREFUL_RATE = 0.2
 """Share of authors without any habit."""
 
 

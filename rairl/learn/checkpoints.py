@@ -1,7 +1,7 @@
 """Resumable state of a training run, kept apart from the stage's outputs (which DVC deletes before it runs a stage).
 
-The folder's name holds a hash of the parameters and of every input file, so a run never resumes from the state of a
-different configuration. A checkpoint appears whole or not at all; only the newest is kept.
+The folder's name holds a hash of the parameters, of every input file and of the learning code, so a run never resumes
+from the state of a different configuration. A checkpoint appears whole or not at all; only the newest is kept.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from rairl.params import Params
 def checkpoint_folder(stage: str, params: Params, inputs: Sequence[Path]) -> Path:
     """``.rairl/checkpoints/<stage>/<hash>`` under the working directory (or under RAIRL_CHECKPOINTS)."""
     digest = hashlib.sha256(json.dumps(params.model_dump(exclude={"tracking", "report"}), sort_keys=True).encode())
-    for path in inputs:
+    package = Path(__file__).parents[1]
+    for path in (*inputs, package / "learn", package / "models", package / "perturb.py"):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
+            if file.is_file() and file.suffix != ".pyc":
                 digest.update(file.name.encode())
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
     root = Path(os.environ.get("RAIRL_CHECKPOINTS", ".rairl/checkpoints"))

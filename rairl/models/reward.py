@@ -164,17 +164,17 @@ class RewardModel(nn.Module):
         """
         known = [None if memo is None else memo.get(trace) for trace in traces]
         missing = [index for index, found in enumerate(known) if found is None]
-        read = self._read([traces[index] for index in missing], batch_tokens) if missing else []
-        for index, found in zip(missing, read, strict=True):
-            known[index] = found
+        made = self._read([traces[index] for index in missing], batch_tokens) if missing else []
+        for index, one in zip(missing, made, strict=True):
+            known[index] = one
             if memo is not None:
-                memo.put(traces[index], found)
-        found = [one for one in known if one is not None]
-        counts = torch.tensor([len(tokens) for _, tokens in found])
+                memo.put(traces[index], one)
+        reads = [one for one in known if one is not None]
+        counts = torch.tensor([len(tokens) for _, tokens in reads])
         return Reads(
-            torch.cat([features for features, _ in found]),
+            torch.cat([features for features, _ in reads]),
             torch.arange(len(traces)).repeat_interleave(counts),
-            torch.tensor([token for _, tokens in found for token in tokens]),
+            torch.tensor([token for _, tokens in reads for token in tokens]),
         )
 
     def _read(self, traces: Sequence[Trace], batch_tokens: int) -> list[tuple[Tensor, list[int]]]:

@@ -1,0 +1,1 @@
+"""Learning: language-model training, rollouts, replay, loss, credit, the adversarial loop."""

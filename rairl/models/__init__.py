@@ -1,0 +1,1 @@
+"""The two things that learn: policy and reward."""
