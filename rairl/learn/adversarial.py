@@ -216,8 +216,8 @@ class LearnedReward:
     def state(self, folder: Path) -> dict[str, Any]:
         """Weights that learn, optimiser and replay buffer.
 
-        The memo starts afresh with every checkpoint: what is in it decides which traces share a batch, and with that the
-        last digits of their features, so a resumed run must not differ in it from one that went on.
+        The memo starts afresh with every checkpoint: what is in it decides which traces share a batch, and with that
+        the last digits of their features, so a resumed run must not differ in it from one that went on.
         """
         self.memo = None if self.params.train_backbone else Memo()
         write_traces(folder / "replay.jsonl", unique_ids(self.replay.traces))
