@@ -1,7 +1,7 @@
-"""Choices made on dev, without answers: how good a reward checkpoint is, its aggregator, its locator and threshold.
+"""Choices made on dev: how good a reward checkpoint is, its aggregator, its locator and threshold.
 
-Verified corruptions of held-out expert traces give first errors for free; rollouts of the SFT policy on the same
-problems give the comparison that reranking needs.
+Held-out expert traces are all it takes. Verified corruptions of them give first errors for free; rollouts of the SFT
+policy on their problems, right or wrong by the expert's own answer, give the comparison that reranking needs.
 """
 
 from __future__ import annotations
@@ -56,12 +56,29 @@ def preference(expert: Sequence[float], other: Sequence[float], owner: Sequence[
     return float(np.mean((gap > 0) + 0.5 * (gap == 0)))
 
 
+def within_question(scores: Sequence[float], right: Sequence[bool | None], owner: Sequence[int]) -> float:
+    """Mean over questions of the share of (right, wrong) pairs in which the right one scores higher; ties count half.
+
+    NaN when no question has both.
+    """
+    shares = []
+    for question in sorted(set(owner)):
+        mine = [(score, good) for score, good, of in zip(scores, right, owner, strict=True) if of == question]
+        good = np.array([score for score, is_right in mine if is_right is True])
+        bad = np.array([score for score, is_right in mine if is_right is False])
+        if len(good) and len(bad):
+            gap = good[:, None] - bad
+            shares.append(np.mean((gap > 0) + 0.5 * (gap == 0)))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
 def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibration]:
     """Scores of a checkpoint and the calibration that goes with them.
 
     Returns:
-        ``dev/prefers_corrupted`` and ``dev/prefers_rollout`` (how often the expert wins against each), their mean
-        ``dev/score`` (the criterion), ``dev/exact`` (first wrong step found in corruptions), and the calibration:
+        ``dev/prefers_corrupted`` (how often the expert wins against its corruption) and ``dev/auroc`` (how often a
+        right rollout wins against a wrong one of its problem; absent without such pairs), their mean ``dev/score``
+        (the criterion), ``dev/exact`` (first wrong step found in corruptions), and the calibration:
         aggregator with the best ``dev/score``, locator with the best ``dev/exact``, threshold with the best F1.
     """
     scores = model.score([*dev.experts, *dev.corrupted, *dev.rollouts])
@@ -72,10 +89,10 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
         values = [[aggregate(one.steps, one.last, how) for one in part] for part in (experts, corrupted, rollouts)]
         wins = {
             "dev/prefers_corrupted": preference(values[0], values[1], dev.corrupted_of),
-            "dev/prefers_rollout": preference(values[0], values[2], dev.rollouts_of),
+            "dev/auroc": within_question(values[2], [trace.correct for trace in dev.rollouts], dev.rollouts_of),
         }
-        known = [value for value in wins.values() if not np.isnan(value)]
-        results[how] = {**wins, CRITERION: float(np.mean(known))}
+        known = {name: value for name, value in wins.items() if not np.isnan(value)}
+        results[how] = {**known, CRITERION: float(np.mean(list(known.values())))}
     how = max(AGGREGATORS, key=lambda one: results[one][CRITERION])
     truth = [int(trace.first_error) for trace in dev.corrupted if trace.first_error is not None]
     exact = {

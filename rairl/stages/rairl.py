@@ -34,7 +34,7 @@ def rairl(
 ) -> dict[str, Estimate]:
     """Train by R-AIRL; keep every reward checkpoint and make the best one by dev the reward.
 
-    Answers are never read: the dev criterion uses held-out expert traces only.
+    Answers of the prompts are never read; the dev criterion needs held-out expert traces, answers included, only.
 
     Args:
         params: ``reward`` and ``policy`` act here.
@@ -98,7 +98,7 @@ class _Training:
         from rairl.evaluate.calibrate import make_dev
 
         experts = read_traces(self.data / "dev.jsonl")
-        drawn = [] if self.params.logged else self._rollouts(self.sft, experts, 2, "dev")
+        drawn = [] if self.params.logged else self._rollouts(self.sft, experts, 4, "dev")
         return make_dev(experts, drawn, copies=2, seed=self.params.seed)
 
     def _rollouts(self, folder: Path, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
