@@ -244,6 +244,17 @@ def in_place_of_prepare(body: str, folder: Path) -> list[str]:
     return [sys.executable, "-c", code, "stage", "prepare", "--root", str(folder), "--params", str(params)]
 
 
+def started(command: list[str], **how: Any) -> subprocess.Popen[str]:
+    """The command in a process that hears Ctrl-C, also where the tests run in the background and ignore it."""
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **how,
+    )
+
+
 def kept(folder: Path) -> bool:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return {name for name in files if not name.startswith(("mlflow.db", "mlartifacts"))} == {"data/demos.jsonl"}
@@ -257,7 +268,7 @@ def quiet_tracking() -> dict[str, str]:
 
 def test_an_interrupt_keeps_what_is_finished(tmp_path: Path, quiet_tracking: dict[str, str]) -> None:
     command = in_place_of_prepare("print('started', flush=True); time.sleep(60)", tmp_path)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet_tracking)
+    process = started(command, env=quiet_tracking, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGINT)
@@ -274,7 +285,7 @@ def test_an_interrupted_real_stage_keeps_what_is_finished(tmp_path: Path, quiet_
     long = tmp_path / "long.yaml"
     long.write_text(params.read_text().replace("corpus: 400", "corpus: 400000"))
     command = [*RAIRL, "stage", "base", "--root", str(tmp_path), "--params", str(long)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=quiet_tracking)
+    process = started(command, cwd=tmp_path, env=quiet_tracking)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "models").glob(".part-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
