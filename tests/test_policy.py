@@ -35,19 +35,11 @@ def test_tokenizer_round_trips_any_text(text: str) -> None:
     assert TOKENIZER.decode(ids) == text
 
 
-def test_every_digit_is_a_token() -> None:
-    assert TOKENIZER.tokenize("So Ana has 27 + 9 = 36") == [
-        "So",
-        "ĠAna",
-        "Ġhas",
-        "Ġ2",
-        "7",
-        "Ġ+",
-        "Ġ9",
-        "Ġ=",
-        "Ġ3",
-        "6",
-    ]
+def test_a_common_number_is_a_token_and_a_long_one_is_read_three_digits_at_a_time() -> None:
+    assert TOKENIZER.tokenize("So Ana has 27 + 9 = 36") == ["So", "ĠAna", "Ġhas", "Ġ27", "Ġ+", "Ġ9", "Ġ=", "Ġ36"]
+    ids = TOKENIZER("12345678", add_special_tokens=False)
+    pieces = TOKENIZER.backend_tokenizer.pre_tokenizer.pre_tokenize_str("12345678")
+    assert [piece for piece, _ in pieces] == ["123", "456", "78"] and TOKENIZER.decode(ids["input_ids"]) == "12345678"
 
 
 def test_tokens_reach_the_characters_they_stand_for(demos: list[Trace]) -> None:
