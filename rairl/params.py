@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -99,6 +100,8 @@ class SftParams(Section):
 class PolicyParams(Section):
     """The policy loop; the grpo and rairl stages share it and differ in the reward alone."""
 
+    train: Literal["full", "lora"] = Field(description="'full': all weights learn; 'lora': low-rank adapters do")
+    lora_rank: PositiveInt = Field(description="rank of the adapters, for train 'lora'; alpha is twice the rank")
     iterations: PositiveInt
     prompts_per_iteration: PositiveInt
     group_size: Annotated[int, Field(ge=2)] = Field(description="samples per prompt; advantages are relative to them")
@@ -109,36 +112,97 @@ class PolicyParams(Section):
         description="learning rate rises linearly; a fresh Adam takes full-size steps"
     )
     kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards the SFT policy")
+    kl_target: PositiveFloat | None = Field(
+        description="nats per token that the KL weight adapts to hold; null keeps it fixed"
+    )
+    entropy: Annotated[float, Field(ge=0)] = Field(description="weight of the entropy bonus, per token in nats")
+    baseline: Literal["group", "leave_one_out"] = Field(
+        description="what a sample's reward is compared with: the mean of its group, or of the others in it"
+    )
     advantage_floor: PositiveFloat = Field(description="advantages are divided by max(group std, this)")
     checkpoint_every: PositiveInt = Field(description="iterations between resumable checkpoints")
+
+
+Band = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
 
 
 class RewardParams(Section):
     """The reward model (discriminator) and its training."""
 
-    backbone: Literal["base", "sft"] = Field(description="which model's body the reward starts from")
+    backbone: str = Field(
+        description="the body the reward starts from: 'sft', 'base', a local folder, a hub id (its tokenizer may differ "
+        "from the policy's), or 'shared': the policy's own frozen weights, one copy in memory"
+    )
+    revision: str | None = Field(description="pinned commit of a hub id")
     head: Literal["surprisal", "linear"] = Field(
         description="'surprisal' also sees the backbone's token log-probabilities; 'linear' loads in plain transformers"
     )
-    train_backbone: bool = Field(description="false: only the head learns")
+    train: Literal["head", "lora", "full"] = Field(description="what learns beside the head: nothing, adapters, or all")
+    lora_rank: PositiveInt = Field(description="rank of the adapters, for train 'lora'; alpha is twice the rank")
     granularity: Granularity = Field(description="where the logit is trained and read")
     interval: PositiveInt = Field(description="tokens between reads, for granularity 'interval'")
-    credit: Literal["trace", "step"] = Field(
-        description="'trace': last read as one advantage for all tokens; 'step': each step's own return-to-go"
+    objective: Literal["bce", "wgan", "relativistic"] = Field(
+        description="'bce' with label smoothing; 'wgan', which needs a Lipschitz bound; 'relativistic': Bradley-Terry "
+        "within a prompt"
     )
-    discount: Annotated[float, Field(ge=0, le=1)] = Field(description="of later steps' evidence, for credit 'step'")
-    learning_rate: PositiveFloat
+    form: Literal["logit", "airl"] = Field(
+        description="'logit': the reward is the logit; 'airl': D = sigmoid(f - log pi), f = g + gamma h' - h, reward g"
+    )
+    switch_labels: bool = Field(description="count rollouts with a right answer as positives; this uses answers")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(description="for 'bce' and 'relativistic'")
+    gradient_penalty: Annotated[float, Field(ge=0)] = Field(description="weight of (|gradient of the head| - 1)^2")
+    spectral_norm: bool = Field(description="keep every linear map of the head 1-Lipschitz")
+    dropout: Fraction = Field(description="in front of the head's last linear map")
     weight_decay: Annotated[float, Field(ge=0)]
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    credit: Literal["mean", "last", "return", "difference", "min"] = Field(
+        description="'mean' (as published) or 'last' read as one advantage for all tokens; per step: discounted "
+        "'return'-to-go of the reads' differences, the 'difference' alone, or the lowest one still to come ('min')"
+    )
+    discount: Annotated[float, Field(ge=0, le=1)] = Field(description="for credit 'return', and gamma of form 'airl'")
+    clip: PositiveFloat | None = Field(description="reads are clipped to +-this before credit; null for no clip")
+    normalise: bool = Field(description="divide rewards by their running standard deviation")
+    length_control: Literal["none", "match", "centre"] = Field(
+        description="'match': negatives of the experts' lengths; 'centre': what length explains is taken off the reward"
+    )
+    ema: Fraction = Field(description="decay of the lagging copy that scores; 0 scores with the weights themselves")
+    learning_rate: PositiveFloat
+    learning_rate_warmup: NonNegativeInt = Field(description="updates over which the learning rate rises linearly")
     warmup_updates: NonNegativeInt = Field(description="reward updates before the policy starts to move")
     warmup_rollouts: PositiveInt = Field(
         description="samples per demonstration's prompt, of the base model and of the SFT policy each, to warm up on"
     )
     updates_per_iteration: NonNegativeInt
+    accuracy_band: Band | None = Field(
+        description="below it the updates per iteration double (up to 4 times as many), above it they halve (down to 0); "
+        "null keeps their number fixed"
+    )
     demos_per_update: PositiveInt
+    rollout_prompts: Literal["demos", "others"] = Field(
+        description="fresh rollouts on the demonstrations' own prompts, or the policy's batch on other prompts"
+    )
     perturbations: NonNegativeInt = Field(description="verified corruptions per expert trace in an update")
+    perturbation_depth: PositiveInt = Field(description="corruptions composed in one trace: 1 to this many")
     replay_size: NonNegativeInt = Field(description="past rollouts kept as negatives")
     register_every: PositiveInt = Field(description="iterations between registered reward checkpoints")
+
+
+class GuardParams(Section):
+    """The collapse guard of the rairl stage: what counts as a collapse, and what to do then."""
+
+    action: Literal["off", "stop", "rollback"] = Field(
+        description="'stop' ends with the last good checkpoint; 'rollback' goes on from it at half the learning rate"
+    )
+    patience: PositiveInt = Field(description="iterations in a row that a sign of collapse must last")
+    length_ratio: Annotated[float, Field(gt=1)] = Field(
+        description="mean length above this multiple of the first iterations', or below its inverse"
+    )
+    min_entropy: Fraction = Field(description="entropy below this share of the first iterations'")
+    saturation: Annotated[float, Field(gt=0.5, le=1)] = Field(
+        description="discriminator accuracy on experts and on fresh rollouts both above this"
+    )
+    hacking: Annotated[float, Field(gt=0)] = Field(
+        description="fall of the dev score below its best while the learned reward is at its highest"
+    )
 
 
 class SampleParams(Section):
@@ -167,6 +231,32 @@ class TrackingParams(Section):
     registered_model: Annotated[str, Field(min_length=1)]
 
 
+def contradictions(reward: RewardParams) -> Iterator[str]:
+    """Why a choice of keys in ``reward`` can't hold together; nothing for a sound one."""
+    per_step = reward.credit in ("return", "difference", "min")
+    if reward.granularity == "sparse" and per_step:
+        yield f"reward.credit '{reward.credit}' needs a reward read at steps; reward.granularity 'sparse' reads once"
+    if reward.head == "surprisal" and reward.train == "full":
+        yield (
+            "reward.train 'full' with reward.head 'surprisal' would move the log-probabilities the head reads; "
+            "use reward.train 'lora' or 'head', or reward.head 'linear'"
+        )
+    if reward.backbone == "shared" and reward.train == "full":
+        yield "reward.backbone 'shared' is frozen, the policy reads it too: use reward.train 'head' or 'lora'"
+    if reward.objective == "wgan" and not (reward.gradient_penalty or reward.spectral_norm):
+        yield "reward.objective 'wgan' needs a Lipschitz bound: set reward.gradient_penalty or reward.spectral_norm"
+    if reward.objective == "relativistic" and reward.rollout_prompts == "others":
+        yield "reward.objective 'relativistic' compares traces of one prompt; set reward.rollout_prompts to 'demos'"
+    if reward.form == "airl" and reward.objective != "bce":
+        yield "reward.form 'airl' defines its own discriminator, sigmoid(f - log pi); use reward.objective 'bce'"
+    if reward.form == "airl" and reward.granularity == "sparse":
+        yield "reward.form 'airl' shapes between successive reads; reward.granularity 'sparse' reads once"
+    if reward.length_control == "centre" and per_step:
+        yield f"reward.length_control 'centre' corrects a whole trace's reward; reward.credit '{reward.credit}' is per step"
+    if reward.accuracy_band is not None and reward.accuracy_band[0] >= reward.accuracy_band[1]:
+        yield "reward.accuracy_band needs its lower bound first"
+
+
 class Params(Section):
     """Everything in params.yaml."""
 
@@ -176,6 +266,7 @@ class Params(Section):
     sft: SftParams
     policy: PolicyParams
     reward: RewardParams
+    guard: GuardParams
     sample: SampleParams
     rerank: RerankParams
     report: ReportParams
@@ -185,15 +276,8 @@ class Params(Section):
     def _consistent(self) -> Params:
         if self.rerank.n > self.sample.n:
             raise ValueError(f"rerank.n is {self.rerank.n} but only sample.n = {self.sample.n} candidates are drawn")
-        if self.reward.granularity == "sparse" and self.reward.credit == "step":
-            raise ValueError(
-                "reward.credit 'step' needs a reward read at steps; reward.granularity 'sparse' reads once"
-            )
-        if self.reward.head == "surprisal" and self.reward.train_backbone:
-            raise ValueError(
-                "reward.train_backbone with reward.head 'surprisal' would move the log-probabilities the head reads; "
-                "use reward.head 'linear' or keep the backbone frozen"
-            )
+        for problem in contradictions(self.reward):
+            raise ValueError(problem)
         if self.policy.warmup_iterations >= self.policy.iterations:
             raise ValueError(
                 "policy.warmup_iterations must be below policy.iterations, or the full rate is never reached"

@@ -18,15 +18,8 @@ import torch
 
 from rairl.errors import RairlError
 from rairl.learn import checkpoints
-from rairl.learn.adversarial import (
-    Batch,
-    LearnedReward,
-    OutcomeReward,
-    PolicyLoop,
-    correlation,
-    policy_loss,
-    spread_reads,
-)
+from rairl.learn.adversarial import Batch, OutcomeReward, PolicyLoop, policy_loss
+from rairl.learn.discriminator import LearnedReward, correlation, spread_reads
 from rairl.learn.replay import Replay
 from rairl.learn.rollouts import Completion
 from rairl.models.policy import encode, load_policy, token_logprobs
@@ -185,7 +178,7 @@ def test_step_values_land_on_the_tokens_of_their_step() -> None:
     assert values.tolist() == [10, 10, 20, 20, 20]
 
 
-@pytest.mark.parametrize("credit", ["trace", "step"])
+@pytest.mark.parametrize("credit", ["last", "return"])
 @pytest.mark.parametrize("granularity", ["step", "interval", "dense"])
 def test_advantages_cover_every_token_and_are_centred(
     credit: str, granularity: str, tiny_policy: Path, miniature: Params, demos: list[Trace]
@@ -198,7 +191,7 @@ def test_advantages_cover_every_token_and_are_centred(
     assert [len(values) for values in advantages] == [len(item.ids) for item in completions]
     assert all(np.isfinite(values).all() for values in advantages)
     assert np.isfinite(list(metrics.values())).all()
-    if credit == "trace":
+    if credit == "last":
         for good, bad in zip(advantages[::2], advantages[1::2], strict=True):
             assert good[0] == pytest.approx(-bad[0])
 

@@ -58,7 +58,7 @@ def test_an_unknown_key_is_named(values: dict[str, Any], key: str) -> None:
         ("policy.kl", -0.1),
         ("reward.granularity", "word"),
         ("reward.head", "quadratic"),
-        ("reward.train_backbone", "no"),
+        ("reward.train", "no"),
         ("reward.label_smoothing", 0.5),
         ("sample.temperature", 0),
         ("report.bootstrap", 99),
@@ -74,7 +74,7 @@ def test_a_wrong_value_names_the_key(values: dict[str, Any], key: str, value: An
     ("key", "value", "other"),
     [
         ("rerank.n", 10_000, "sample.n"),
-        ("reward.train_backbone", True, "reward.head"),
+        ("reward.train", "full", "reward.head"),
         ("policy.warmup_iterations", 10_000, "policy.iterations"),
         ("base.heads", 5, "base.hidden_size"),
     ],
@@ -88,7 +88,7 @@ def test_a_contradiction_names_both_keys(values: dict[str, Any], key: str, value
 
 def test_sparse_reward_cannot_give_step_credit(values: dict[str, Any]) -> None:
     with pytest.raises(RairlError, match=r"reward\.credit.*reward\.granularity"):
-        parse_params(changed(changed(values, "reward.granularity", "sparse"), "reward.credit", "step"))
+        parse_params(changed(changed(values, "reward.granularity", "sparse"), "reward.credit", "return"))
 
 
 def test_a_missing_key_is_named(values: dict[str, Any]) -> None:

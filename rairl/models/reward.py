@@ -143,7 +143,7 @@ class RewardModel(nn.Module):
         else:
             inputs = 2 * width * backbone.config.num_hidden_layers + SURPRISAL_FEATURES
             self.head = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, 1))
-        self.backbone.requires_grad_(params.train_backbone)
+        self.backbone.requires_grad_(params.train == "full")
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +185,7 @@ class RewardModel(nn.Module):
             for item, trace in zip(encoded, traces, strict=True)
         ]
         features: list[Tensor] = [torch.empty(0)] * len(traces)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.params.train_backbone):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.params.train != "head"):
             for batch in batches_by_length([len(item.ids) for item in encoded], batch_tokens):
                 rows = self._features([encoded[index] for index in batch], [places[index] for index in batch])
                 for index, row in zip(batch, rows, strict=True):

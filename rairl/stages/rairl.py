@@ -14,7 +14,7 @@ from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
     from rairl.evaluate.calibrate import Dev
-    from rairl.learn.adversarial import LearnedReward
+    from rairl.learn.discriminator import LearnedReward
     from rairl.models.reward import RewardModel
     from rairl.tracking import Run
 
@@ -77,7 +77,7 @@ class _Training:
     """One run of the stage: what is built from the inputs, and the reward checkpoints it leaves in ``work``."""
 
     def __init__(self, params: Params, run: Run, data: Path, base: Path, sft: Path, work: Path) -> None:
-        from rairl.learn.adversarial import LearnedReward
+        from rairl.learn.discriminator import LearnedReward
         from rairl.models.policy import load_policy
         from rairl.models.reward import new_reward
 
