@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -109,7 +111,7 @@ def test_step_advantages_equal_the_naive_sums(
 
 def naive(reads: np.ndarray, rule: str, discount: float) -> list[float]:
     """Credit of every read by the definition: a sum or a minimum over what is still to come."""
-    reward = [reads[0], *(late - early for early, late in zip(reads[:-1], reads[1:], strict=True))]
+    reward = [reads[0], *(late - early for early, late in itertools.pairwise(reads))]
     to_come = [range(at, len(reads)) for at in range(len(reads))]
     if rule == "difference":
         return reward
