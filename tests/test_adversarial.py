@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -18,7 +20,15 @@ import torch
 
 from rairl.errors import RairlError
 from rairl.learn import checkpoints
-from rairl.learn.adversarial import Batch, OutcomeReward, PolicyLoop, policy_loss
+from rairl.learn.adversarial import (
+    Batch,
+    OutcomeReward,
+    PolicyLoop,
+    adapted_kl_weight,
+    policy_loss,
+    policy_step,
+    token_entropy,
+)
 from rairl.learn.discriminator import LearnedReward, correlation, spread_reads
 from rairl.learn.replay import Replay
 from rairl.learn.rollouts import Completion
@@ -81,7 +91,7 @@ def test_a_loss_that_is_no_number_stops_and_touches_nothing(
     tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
 ) -> None:
     loop = make_loop(tiny_policy, miniature, demos, tmp_path)
-    loop.save(0)
+    loop.save()
     with torch.no_grad():
         loop.reward.model.head[1].bias.fill_(float("nan"))  # type: ignore[attr-defined]
     before = {name: value.clone() for name, value in loop.policy.state_dict().items()}
@@ -118,8 +128,6 @@ def batch_of(policy: Path, demos: list[Trace]) -> tuple[list[Completion], list[T
 
 
 def test_a_better_scored_sample_gets_likelier(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
-    from rairl.learn.adversarial import policy_step
-
     model, tokenizer = load_policy(tiny_policy)
     completions, traces = batch_of(tiny_policy, demos[:4])
     prompts = traces[::2]
@@ -134,7 +142,8 @@ def test_a_better_scored_sample_gets_likelier(tiny_policy: Path, miniature: Para
             return [token_logprobs(model, row, torch.ones_like(row)).sum().item() for row in rows]
 
     before = likelihood()
-    policy_step(model, load_policy(tiny_policy)[0], optimizer, completions, advantages, miniature.policy, rate=1e-3)
+    reference = load_policy(tiny_policy)[0]
+    policy_step(model, reference, optimizer, completions, advantages, miniature.policy, rate=1e-3, kl=0.02)
     after = likelihood()
     gains = np.array(after) - np.array(before)
     assert (gains[::2] - gains[1::2] > 0).all()
@@ -147,17 +156,96 @@ def test_kl_is_zero_at_the_reference_and_positive_away(tiny_policy: Path) -> Non
     advantages = torch.zeros(3, 12)
     advantages[:, :4] = float("nan")
     mask = torch.ones_like(ids)
-    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)[1].item() == pytest.approx(
-        0, abs=1e-5
-    )
+    at_reference = policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)
+    assert at_reference.kl.item() == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
-    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)[1].item() > 0
+    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0).kl.item() > 0
+
+
+def test_the_entropy_is_exact_and_of_the_distribution_drawn_from(tiny_policy: Path) -> None:
+    assert token_entropy(torch.log(torch.tensor([[0.5, 0.25, 0.25], [1 / 3] * 3]))).tolist() == pytest.approx(
+        [1.5 * math.log(2), math.log(3)]
+    )
+    model, _ = load_policy(tiny_policy)
+    ids = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    advantages = torch.full(ids.shape, float("nan"))
+    advantages[0, 4:] = advantages[1, 6:] = 0.0
+    sums = policy_loss(model, model, ids, torch.ones_like(ids), advantages, temperature=0.7, kl=0.0, entropy=0.3)
+    with torch.no_grad():
+        drawn_from = torch.distributions.Categorical(logits=model(input_ids=ids).logits / 0.7).entropy()
+    assert sums.entropy.item() == pytest.approx(drawn_from[0, 3:8].sum().item() + drawn_from[1, 5:8].sum().item())
+    assert sums.loss.item() == pytest.approx(-0.3 * sums.entropy.item())  # all advantages are 0
+
+
+def test_an_entropy_bonus_alone_flattens_the_policy(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
+    completions, _ = batch_of(tiny_policy, demos[:3])
+    advantages = [np.zeros(len(item.ids)) for item in completions]
+    moved = {}
+    for weight in (0.0, 1.0):
+        model, reference = load_policy(tiny_policy)[0], load_policy(tiny_policy)[0]
+        params = miniature.policy.model_copy(update={"entropy": weight})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rows = [
+            policy_step(model, reference, optimizer, completions, advantages, params, rate=0.1, kl=0.0)
+            for _ in range(3)
+        ]
+        moved[weight] = rows[-1]["policy/entropy"] - rows[0]["policy/entropy"]
+    assert moved[0.0] == pytest.approx(0, abs=1e-6) and moved[1.0] > 1e-4
+
+
+def test_the_kl_weight_follows_the_target_by_at_most_two_percent() -> None:
+    assert adapted_kl_weight(0.1, 0.05, 0.05) == 0.1
+    assert adapted_kl_weight(0.1, 0.055, 0.05) == pytest.approx(0.101)  # 10 % too much: 1 % more weight
+    assert adapted_kl_weight(0.1, 5.0, 0.05) == pytest.approx(0.102)
+    assert adapted_kl_weight(0.1, 0.0, 0.05) == pytest.approx(0.098)
+
+
+def test_the_loop_adapts_the_kl_weight_from_iteration_to_iteration(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    fixed = make_loop(tiny_policy, miniature, demos, tmp_path / "fixed").run("fixed")
+    assert [row["policy/kl_weight"] for row in fixed] == [0.02] * 3
+    rows = make_loop(tiny_policy, miniature, demos, tmp_path / "held", kl_target=1e-7).run("held")
+    for row, later in itertools.pairwise(rows):
+        expected = adapted_kl_weight(row["policy/kl_weight"], row["policy/kl"], 1e-7)
+        assert later["policy/kl_weight"] == pytest.approx(expected) != row["policy/kl_weight"]
+
+
+def test_the_baseline_reaches_both_rewards(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
+    completions, traces = batch_of(tiny_policy, demos[:3])
+    batch = Batch(
+        traces[::2],
+        completions,
+        [replace(trace, correct=index % 2 == 0) for index, trace in enumerate(traces)],
+        load_policy(tiny_policy)[1],
+    )
+    model = new_reward(tiny_policy, miniature.reward, seed=0)
+    for make in (
+        lambda baseline: OutcomeReward(0.5, baseline),
+        lambda baseline: LearnedReward(model, demos, miniature.reward, 0.5, seed=0, baseline=baseline),
+    ):
+        group, others = (make(baseline).advantages(batch)[0] for baseline in ("group", "leave_one_out"))
+        for one, two in zip(group, others, strict=True):
+            np.testing.assert_allclose(two, 2 * one)  # of two samples the other one is twice as far as the mean
+
+
+def test_only_what_learns_is_optimised_and_kept(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    frozen = load_policy(tiny_policy)[0].requires_grad_(False)
+    frozen.model.norm.weight.requires_grad_(True)
+    loop = replace(make_loop(tiny_policy, miniature, demos, tmp_path), policy=frozen)
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    loop.save()
+    state, _ = checkpoints.load(tmp_path)  # type: ignore[misc]
+    assert list(state["policy"]) == ["model.norm.weight"]
+    loop.run("frozen")
+    moved = {name for name, value in frozen.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"model.norm.weight"}
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
-    from rairl.learn.adversarial import policy_step
-
     completions, _ = batch_of(tiny_policy, demos[:4])
     advantages = [np.linspace(-1, 1, len(item.ids)) for item in completions]
     results = []
@@ -165,7 +253,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(tiny_policy: Path, miniatu
         model, _ = load_policy(tiny_policy)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
         policy_step(
-            model, load_policy(tiny_policy)[0], optimizer, completions, advantages, miniature.policy, rate=1e-2,
+            model, load_policy(tiny_policy)[0], optimizer, completions, advantages, miniature.policy, rate=1e-2, kl=0.02,
             batch_tokens=budget,
         )  # fmt: skip
         results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,9 +12,7 @@ from hypothesis import strategies as st
 from rairl.learn.guard import begun, collapse, dev_fall
 from rairl.params import GuardParams
 
-PARAMS = GuardParams(
-    action="stop", patience=3, length_ratio=2.0, min_entropy=0.2, saturation=0.95, hacking=0.1
-)  # fmt: skip
+PARAMS = GuardParams(action="stop", patience=3, length_ratio=2.0, min_entropy=0.2, saturation=0.95, hacking=0.1)
 
 
 def history(count: int = 12, **series: list[float]) -> list[dict[str, float]]:
@@ -58,9 +57,7 @@ SIGNS = {
 def test_each_sign_counts_once_it_has_lasted(name: str) -> None:
     series, reason = SIGNS[name]
     found = collapse(history(**series), PARAMS)
-    assert found is not None
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(found)
+    assert found is not None and re.search(reason, found), found
     shorter = {key: values[:2] for key, values in series.items()}
     assert collapse(history(**shorter), PARAMS) is None and begun(history(**shorter), PARAMS)
     assert collapse(history(**shorter), params(patience=2)) is not None

@@ -58,6 +58,11 @@ def total(value: float) -> float:
     return float(sum(gather([value])))
 
 
+def barrier() -> None:
+    """Wait until every process is here."""
+    gather([])
+
+
 def by_first(make: Callable[[], T]) -> T:
     """``make()``, called by the first process alone: what writes files. All get the result, and wait for it."""
     return gather([make()] if world()[0] == 0 else [])[0]

@@ -41,8 +41,8 @@ def collapse(history: Sequence[Row], params: GuardParams) -> str | None:
     if fall > params.hacking and _at_its_highest(_series(history, "reward/mean"), params.patience):
         reward = float(np.mean(_series(history, "reward/mean")[-params.patience :]))
         return (
-            f"the learned reward is at its highest ({reward:.3g} over {params.patience} iterations) while the dev score "
-            f"has fallen {fall:.3g} below its best"
+            f"the learned reward is at its highest ({reward:.3g} over {params.patience} iterations) while the dev "
+            f"score has fallen {fall:.3g} below its best"
         )
     return None
 
