@@ -41,7 +41,10 @@ from rairl.perturb import perturb
 from rairl.traces import Trace
 
 GOLDEN = Path(__file__).parent / "golden" / "adversarial.json"
-"""Five iterations at each granularity; made again by ``python tests/test_adversarial.py`` (only when a change is meant to change it)."""
+"""Five iterations at each granularity; made again by ``python tests/test_adversarial.py``.
+
+Only when a change is meant to change it.
+"""
 
 
 def make_loop(policy: Path, params: Params, demos: list[Trace], folder: Path, **policy_changes: object) -> PolicyLoop:
@@ -397,10 +400,11 @@ def test_a_checkpoint_with_a_sign_of_collapse_is_no_good_one(
 ) -> None:
     loop = collapsing(tiny_policy, miniature, demos, tmp_path)
     loop.guard = GUARD.model_copy(update={"patience": 3})
-    loop.on_metrics = lambda iteration, metrics: None if loop.events else seen.append(kept(tmp_path))
     seen: list[list[int]] = []
+    loop.on_metrics = lambda iteration, metrics: seen.append(kept(tmp_path))
     loop.run("signs")
-    assert seen[-1] == [4, 6] and seen[3] == [2]
+    assert seen[:7] == [[0], [0], [2], [2], [4], [4], [4, 6]]
+    assert seen[7] == [8 + 4]  # rolled back
 
 
 def kept(folder: Path) -> list[int]:
