@@ -13,7 +13,7 @@ import torch
 
 from rairl.errors import RairlError
 from rairl.learn.adversarial import Batch, Metrics, spread
-from rairl.learn.credit import group_advantages, step_advantages
+from rairl.learn.credit import Baseline, group_advantages, step_advantages
 from rairl.learn.objectives import bce_loss
 from rairl.learn.replay import Replay
 from rairl.learn.rollouts import character_ends
@@ -45,6 +45,7 @@ class LearnedReward:
     params: RewardParams
     floor: float
     seed: int
+    baseline: Baseline = "group"
     replay: Replay = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     memo: Memo | None = field(init=False)
@@ -74,10 +75,14 @@ class LearnedReward:
         }
         if not np.isnan(correct).any():
             metrics["reward/corr_correct"] = correlation(last.ravel(), correct)
-        if self.params.credit in ("mean", "last"):
-            return spread(group_advantages(last, self.floor).ravel(), batch.completions), metrics
+        rule = self.params.credit
+        if rule == "mean" or rule == "last":
+            mean = np.array([values.mean() for values in per_trace]).reshape(last.shape)
+            values = group_advantages(mean if rule == "mean" else last, self.floor, self.baseline).ravel()
+            return spread(values, batch.completions), metrics
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
-        flat = [values for group in step_advantages(groups, self.params.discount, self.floor) for values in group]
+        advantages = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
+        flat = [values for group in advantages for values in group]
         return [
             spread_reads(values, reads_of(self.model, trace), character_ends(batch.tokenizer, completion.ids))
             for values, trace, completion in zip(flat, batch.traces, batch.completions, strict=True)
