@@ -28,7 +28,7 @@ def surprisal(tiny_policy: Path, miniature: Params) -> RewardModel:
 @pytest.fixture
 def linear(tiny_policy: Path, miniature: Params) -> RewardModel:
     model = new_reward(tiny_policy, change(miniature, head="linear", train="full"), seed=1)
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head[-1].weight)
     return model
 
 
