@@ -280,6 +280,11 @@ class Params(Section):
             raise ValueError(problem)
         if self.policy.kl_target is not None and self.policy.kl == 0:
             raise ValueError("policy.kl_target adapts the weight policy.kl, which must start above 0")
+        if self.reward.backbone == "shared" and self.policy.train != "lora":
+            raise ValueError(
+                "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "
+                "use policy.train 'lora' or reward.backbone 'sft'"
+            )
         if self.policy.warmup_iterations >= self.policy.iterations:
             raise ValueError(
                 "policy.warmup_iterations must be below policy.iterations, or the full rate is never reached"

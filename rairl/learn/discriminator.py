@@ -158,9 +158,7 @@ class LearnedReward:
         """
         self.memo = Memo() if self.params.train == "head" else None
         write_traces(folder / "replay.jsonl", unique_ids(self.replay.traces))
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        weights = {name: value for name, value in self.model.state_dict().items() if name in trained}
-        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+        return {"weights": self.model.learned_state(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         """Load what :meth:`state` kept."""
