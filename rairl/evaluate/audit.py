@@ -59,7 +59,8 @@ def split_figures(
     Returns:
         ``<prefix>.auroc`` within question; ``.auroc_pooled`` over all; ``.auroc_length`` and ``.auroc_logprob`` of
         length and likelihood alone; ``.auroc_without_length`` after length is regressed out; ``.reward_right`` and
-        ``.reward_wrong``, the mean scores.
+        ``.reward_wrong``, the mean scores; ``.reward_gap``, by how much right chains outscore wrong ones of their own
+        question, mean over the questions that have both.
     """
     correct = [bool(trace.correct) for trace in traces]
     groups = [trace.question for trace in traces]
@@ -79,7 +80,17 @@ def split_figures(
         figures[f"{prefix}.reward_{name}"] = bootstrap_mean(
             [scores[row] for row in rows], [groups[row] for row in rows], **sampling
         )
+    gaps = reward_gaps(correct, scores, groups)
+    figures[f"{prefix}.reward_gap"] = bootstrap_mean(list(gaps.values()), list(gaps), **sampling)
     return {name: figure for name, figure in figures.items() if figure.n}
+
+
+def reward_gaps(correct: Sequence[bool], scores: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
+    """Mean score of right chains minus that of wrong ones, for each question that has both."""
+    parts: dict[str, tuple[list[float], list[float]]] = {}
+    for right, score, group in zip(correct, scores, groups, strict=True):
+        parts.setdefault(group, ([], []))[not right].append(score)
+    return {group: float(np.mean(right) - np.mean(wrong)) for group, (right, wrong) in parts.items() if right and wrong}
 
 
 def preference(

@@ -91,22 +91,25 @@ def trivial_predictions(trace: Trace) -> dict[str, int]:
     return {"first": 0, "last": len(lengths) - 1, "longest": int(np.argmax(lengths))}
 
 
-def logprob_predictions(sums: np.ndarray, means: np.ndarray) -> dict[str, int]:
-    """What a plain language model says.
+def logprob_predictions(sums: np.ndarray, means: np.ndarray, ratios: np.ndarray) -> dict[str, int]:
+    """What plain language models say.
 
     ``logprob_drop`` is the step with the lowest mean log-probability per token: the largest drop of the running
     log-likelihood, measured per token so that long steps are not suspect for their length. ``logprob_sum`` is the same
     without that correction; ``logprob_change`` the largest fall of the per-token mean from one step to the next (the
-    first step is compared with the mean over all steps).
+    first step is compared with the mean over all steps). ``logratio_drop`` is the step with the lowest mean log-ratio
+    per token, SFT over base: the implicit reward's own locator.
 
     Args:
         sums: ``(n_steps,)``, log-probability of each step.
         means: ``(n_steps,)``, the same per token.
+        ratios: ``(n_steps,)``, log-probability over the base model's, per token.
     """
     return {
         "logprob_drop": int(np.argmin(means)),
         "logprob_sum": int(np.argmin(sums)),
         "logprob_change": int(np.argmin(np.diff(means, prepend=means.mean()))),
+        "logratio_drop": int(np.argmin(ratios)),
     }
 
 

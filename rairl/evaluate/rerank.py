@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from rairl.errors import RairlError
 from rairl.evaluate.candidates import by_question, logprob, questions
 from rairl.stats import Estimate, bootstrap_mean, exact, paired_difference, paired_permutation_p, within_auroc
 from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from rairl.models.policy import LogProbs
 
 AGGREGATORS = ("last", "mean", "min")
 """How the reads of a trace become its score; chosen on dev, never on the candidates."""
@@ -117,12 +121,17 @@ def _require(size: int, n: int) -> None:
 
 
 def baseline_scores(
-    traces: Sequence[Trace], path: Path, model_accuracy: Mapping[str, float] | None = None
+    traces: Sequence[Trace],
+    path: Path,
+    ratios: Sequence[LogProbs],
+    model_accuracy: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
-    """Scores of the selectors that need no reward, one per candidate; the highest is picked.
+    """Scores of the selectors that need no learned reward, one per candidate; the highest is picked.
 
     ``random`` scores all alike, ``oracle`` knows the truth (so its best-of-N is pass@N); lengths are characters.
-    ``model_name`` (only with ``model_accuracy``) knows nothing but which model wrote the candidate.
+    ``logprob`` and ``logratio`` are means per token, ``logprob_sum`` and ``logratio_sum`` are totals; ``ratios`` has
+    the log-ratio of each candidate, SFT over base. ``model_name`` (only with ``model_accuracy``) knows nothing but
+    which model wrote the candidate.
 
     Raises:
         RairlError: naming file and trace, for a missing log-probability or a source without a known accuracy.
@@ -131,6 +140,8 @@ def baseline_scores(
         "random": [0.0 for _ in traces],
         "logprob": [logprob(trace, path, mean=True) for trace in traces],
         "logprob_sum": [logprob(trace, path, mean=False) for trace in traces],
+        "logratio": [ratio.total / ratio.tokens for ratio in ratios],
+        "logratio_sum": [ratio.total for ratio in ratios],
         "shortest": [-float(len(trace.text)) for trace in traces],
         "longest": [float(len(trace.text)) for trace in traces],
         "oracle": [float(bool(trace.correct)) for trace in traces],
@@ -230,12 +241,12 @@ def rerank_figures(
 def auroc_figures(
     traces: Sequence[Trace], scores: Mapping[str, Sequence[float]], prefix: str, *, draws: int, seed: int
 ) -> dict[str, Estimate]:
-    """Within-question AUROC of the reward and of what could pass for it: ``<prefix>.<reward|logprob|longest|...>``."""
+    """Within-question AUROC of the reward and of what could pass for it: ``<prefix>.<reward|logprob|logratio|...>``."""
     correct, groups = [bool(trace.correct) for trace in traces], questions(traces)
     return {
         f"{prefix}.{'length' if name == 'longest' else name}": within_auroc(
             correct, scores[name], groups, draws=draws, seed=seed
         )
-        for name in ("reward", "logprob", "longest", "model_name")
+        for name in ("reward", "logprob", "logratio", "longest", "model_name")
         if name in scores
     }

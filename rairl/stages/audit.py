@@ -57,7 +57,7 @@ def audit(
     """Checks of the reward on the SFT policy's candidates (with logged traces: the held-out logged ones).
 
     Per split ``audit.<split>.<auroc|auroc_pooled|auroc_length|auroc_logprob|auroc_without_length|reward_right|
-    reward_wrong>``. On test ``audit.test.auroc_without_answer`` (text cut off after the last
+    reward_wrong|reward_gap>``. On test ``audit.test.auroc_without_answer`` (text cut off after the last
     step; at most two right and two wrong candidates per question, as this one is scored anew);
     ``audit.shuffle.reward`` (share of right traces that outscore a copy with its steps in another order;
     ``audit.shuffle.logprob`` the SFT policy's own preference);

@@ -10,6 +10,7 @@ from rairl.errors import RairlError
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import candidates_path, reference_policy
 from rairl.evaluate.labels import LOCATOR_LABELS
+from rairl.evaluate.likelihood import Likelihood, likelihoods, read_likelihoods
 from rairl.evaluate.localise import (
     detection_figures,
     first_error,
@@ -25,7 +26,6 @@ from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rairl.models.reward import Calibration
     from rairl.tracking import Run
@@ -41,6 +41,7 @@ def localise(
     data: Path,
     candidates: Path,
     reward: Path,
+    base: Path,
     sft: Path,
     rerank_scores: Path,
     scores: Path,
@@ -56,20 +57,22 @@ def localise(
     Raises:
         RairlError: for a file without labels.
     """
-    from rairl.models.policy import load_policy
     from rairl.models.reward import RewardModel
 
-    model, policy = RewardModel.from_pretrained(reward), load_policy(sft)
+    model = RewardModel.from_pretrained(reward)
+    policy = reference_policy(logged=params.logged)
     figures: dict[str, Estimate] = {}
     plots.mkdir(parents=True, exist_ok=True)
     scores.mkdir(parents=True, exist_ok=True)
     for number, (name, traces) in enumerate(labelled_sets(data, candidates, logged=params.logged).items()):
         prefix = "localise" if name == NATURAL else f"localise.{name}"
         if name == NATURAL:
-            reads = read_scores(rerank_scores / f"{reference_policy(logged=params.logged)}.test.json").steps(traces)
+            reads = read_scores(rerank_scores / f"{policy}.test.json").steps(traces)
+            pairs = read_likelihoods(candidates, policy, "test", _wrong(traces))
         else:
             reads = [read.steps for read in model.score(traces, progress=True)]
-        found = _figures(traces, reads, model.calibration, policy, prefix, scores / f"{name}.json", params)
+            pairs = likelihoods(_wrong(traces), sft=sft, base=base)
+        found = _figures(traces, reads, model.calibration, pairs, prefix, scores / f"{name}.json", params)
         _plot(found, prefix, plots / (f"{name}.png" if name == NATURAL else f"labelled_{name}.png"))
         figures |= found
         if number == 0:
@@ -102,23 +105,21 @@ def _figures(
     traces: list[Trace],
     reads: list[np.ndarray],
     calibration: Calibration,
-    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    pairs: list[Likelihood],
     prefix: str,
     path: Path,
     params: Params,
 ) -> dict[str, Estimate]:
-    from rairl.models.policy import step_logprobs
-
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
     guesses = {row: first_error(reads[row], calibration.locator) for row in wrong}
     predictions: dict[str, list[int]] = {"reward": [guesses[row] for row in wrong]}
-    likelihoods = step_logprobs(*policy, [traces[row] for row in wrong], progress=True)
-    for row, likelihood in zip(wrong, likelihoods, strict=True):
-        others = logprob_predictions(likelihood.steps, likelihood.mean_steps) | trivial_predictions(traces[row])
+    for row, pair in zip(wrong, pairs, strict=True):
+        others = logprob_predictions(pair.sft.steps, pair.sft.mean_steps, pair.ratio.mean_steps)
+        others |= trivial_predictions(traces[row])
         for method, step in others.items():
             predictions.setdefault(method, []).append(step)
-    figures = located_figures([traces[row] for row in wrong], predictions, prefix, **sampling)
+    figures = located_figures(_wrong(traces), predictions, prefix, **sampling)
     chance = [1 / (len(trace.steps) + 1) for trace in traces]
     figures |= detection_figures(traces, chance, f"{prefix}.chance", **sampling)
     flagged: list[int | None] = [None] * len(traces)
@@ -139,6 +140,10 @@ def _figures(
         json.dumps({"locator": calibration.locator, "traces": rows}, allow_nan=False) + "\n", encoding="utf-8"
     )
     return figures
+
+
+def _wrong(traces: list[Trace]) -> list[Trace]:
+    return [trace for trace in traces if trace.first_error is not None]
 
 
 def _plot(figures: dict[str, Estimate], prefix: str, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import by_question, candidates_path, read_candidates, reference_policy, splits_of
 from rairl.evaluate.labels import SELECTOR_LABELS
+from rairl.evaluate.likelihood import read_likelihoods
 from rairl.evaluate.rerank import (
     accuracy_by_source,
     auroc_figures,
@@ -52,7 +53,8 @@ def rerank(
         saved = scores / f"{policy}.{split}.json"
         write_scores(saved, traces, model.score(traces, progress=True), model.calibration)
         table = {"reward": read_scores(saved).scores(traces)}
-        table |= baseline_scores(traces, path, model_accuracy)
+        ratios = [pair.ratio for pair in read_likelihoods(candidates, policy, split, traces)]
+        table |= baseline_scores(traces, path, ratios, model_accuracy)
         accuracy = expected_accuracy(traces, table, ns)
         keys = list(by_question(traces))
         figures |= rerank_figures(accuracy, keys, params.rerank.n, prefix, **sampling)
@@ -75,7 +77,7 @@ def contests(candidates: Path, *, logged: bool) -> list[tuple[str, str, str]]:
     return found if logged else [*found, ("rairl", "test", "rerank.on_rairl")]
 
 
-SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "shortest", "random")
+SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "logratio", "shortest", "random")
 """Selectors drawn in the plots; the figures have them all."""
 
 
@@ -94,7 +96,7 @@ def _plot(figures: dict[str, Estimate], curves: dict[str, dict[str, dict[int, Es
                 xlabel="N (candidates to choose from)",
                 ylabel="expected accuracy",
             )
-    names = [name for name in (*SHOWN, "logprob_sum", "longest") if f"rerank.{name}" in figures]
+    names = [name for name in (*SHOWN, "logprob_sum", "logratio_sum", "longest") if f"rerank.{name}" in figures]
     draw.forest(
         {
             SELECTOR_LABELS[name]: figures[f"rerank.{name}"]
