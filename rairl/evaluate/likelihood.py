@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from rairl.errors import RairlError
-from rairl.models.policy import LogProbs, load_policy, step_logprobs
 from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from rairl.models.policy import LogProbs
 
 
 class Likelihood(NamedTuple):
@@ -30,11 +32,14 @@ class Likelihood(NamedTuple):
     def ratio(self) -> LogProbs:
         """log pi_SFT - log pi_base: of each step (sum and mean per token) and of the whole trace."""
         sft, base = self.sft, self.base
-        return LogProbs(sft.steps - base.steps, sft.mean_steps - base.mean_steps, sft.total - base.total, sft.tokens)
+        steps, means = sft.steps - base.steps, sft.mean_steps - base.mean_steps
+        return sft._replace(steps=steps, mean_steps=means, total=sft.total - base.total)
 
 
 def likelihoods(traces: Sequence[Trace], *, sft: Path, base: Path) -> list[Likelihood]:
     """Likelihood of each trace under the models in two folders."""
+    from rairl.models.policy import load_policy, step_logprobs
+
     found = [step_logprobs(*load_policy(folder), traces, progress=True) for folder in (sft, base)]
     return [Likelihood(*pair) for pair in zip(*found, strict=True)]
 
@@ -77,5 +82,7 @@ def _plain(found: LogProbs) -> list[object]:
 
 
 def _arrays(row: Sequence[object]) -> LogProbs:
+    from rairl.models.policy import LogProbs
+
     steps, mean_steps, total, tokens = row
     return LogProbs(np.array(steps, dtype=float), np.array(mean_steps, dtype=float), float(total), int(tokens))  # type: ignore[arg-type, call-overload]

@@ -132,14 +132,8 @@ def located_figures(
     Returns:
         also ``<prefix>.reward-<method>.exact`` and, with ``.p`` appended, its permutation p-value.
     """
-    truth = np.array([_error(trace) for trace in traces])
-    sizes = np.array([len(trace.steps) for trace in traces])
+    hits = location_hits(traces, predictions)
     groups = [trace.question for trace in traces]
-    neighbours = np.minimum(truth + 1, sizes - 1) - np.maximum(truth - 1, 0) + 1
-    hits = {"chance": {"exact": 1 / sizes, "within1": neighbours / sizes}}
-    for method, values in predictions.items():
-        distance = np.abs(np.asarray(values) - truth)
-        hits[method] = {"exact": (distance == 0).astype(float), "within1": (distance <= 1).astype(float)}
     figures = {
         f"{prefix}.{method}.{metric}": bootstrap_mean(values, groups, draws=draws, seed=seed)
         for method, metrics in hits.items()
@@ -151,6 +145,21 @@ def located_figures(
             figures[f"{prefix}.reward-{method}.exact"] = paired_difference(*pair, groups, draws=draws, seed=seed)
             figures[f"{prefix}.reward-{method}.exact.p"] = paired_permutation_p(*pair, groups, seed=seed)
     return figures
+
+
+def location_hits(
+    traces: Sequence[Trace], predictions: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """``{method: {"exact" | "within1": (n,)}}``: per trace, whether its first error was found; for ``chance`` how
+    probably. Arguments as for :func:`located_figures`."""
+    truth = np.array([_error(trace) for trace in traces])
+    sizes = np.array([len(trace.steps) for trace in traces])
+    neighbours = np.minimum(truth + 1, sizes - 1) - np.maximum(truth - 1, 0) + 1
+    hits = {"chance": {"exact": 1 / sizes, "within1": neighbours / sizes}}
+    for method, values in predictions.items():
+        distance = np.abs(np.asarray(values) - truth)
+        hits[method] = {"exact": (distance == 0).astype(float), "within1": (distance <= 1).astype(float)}
+    return hits
 
 
 def _error(trace: Trace) -> int:

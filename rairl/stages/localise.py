@@ -16,9 +16,11 @@ from rairl.evaluate.localise import (
     first_error,
     first_error_or_none,
     located_figures,
+    location_hits,
     logprob_predictions,
     trivial_predictions,
 )
+from rairl.evaluate.questions import Table, sums, write_questions
 from rairl.evaluate.scores import read_scores
 from rairl.params import Params
 from rairl.stats import Estimate
@@ -52,7 +54,7 @@ def localise(
     ``localise.<set>.<method>.<exact|within1>`` given an error exists, ``localise.<set>.<method>.<acc_error|acc_correct|
     f1>`` without that knowledge (the threshold was chosen on dev). The set ``natural`` has no ``<set>.`` in its names;
     where it does not exist the first labelled set gives the headline under its short names as well. Writes the reads
-    and the predictions to ``scores/<set>.json``.
+    and the predictions to ``scores/<set>.json``, what lies behind ``.exact`` to ``plots/questions.json``.
 
     Raises:
         RairlError: for a file without labels.
@@ -62,6 +64,7 @@ def localise(
     model = RewardModel.from_pretrained(reward)
     policy = reference_policy(logged=params.logged)
     figures: dict[str, Estimate] = {}
+    behind: Table = {}
     plots.mkdir(parents=True, exist_ok=True)
     scores.mkdir(parents=True, exist_ok=True)
     for number, (name, traces) in enumerate(labelled_sets(data, candidates, logged=params.logged).items()):
@@ -72,11 +75,14 @@ def localise(
         else:
             reads = [read.steps for read in model.score(traces, progress=True)]
             pairs = likelihoods(_wrong(traces), sft=sft, base=base)
-        found = _figures(traces, reads, model.calibration, pairs, prefix, scores / f"{name}.json", params)
+        found, hits = _figures(traces, reads, model.calibration, pairs, prefix, scores / f"{name}.json", params)
         _plot(found, prefix, plots / (f"{name}.png" if name == NATURAL else f"labelled_{name}.png"))
         figures |= found
+        behind |= hits
         if number == 0:
             figures |= {f"localise{key.removeprefix(prefix)}": figure for key, figure in found.items()}
+            behind |= {f"localise{key.removeprefix(prefix)}": rows for key, rows in hits.items()}
+    write_questions(plots, behind)
     run.log_artifact(plots)
     return figures
 
@@ -109,7 +115,7 @@ def _figures(
     prefix: str,
     path: Path,
     params: Params,
-) -> dict[str, Estimate]:
+) -> tuple[dict[str, Estimate], Table]:
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
     guesses = {row: first_error(reads[row], calibration.locator) for row in wrong}
@@ -139,7 +145,9 @@ def _figures(
     path.write_text(
         json.dumps({"locator": calibration.locator, "traces": rows}, allow_nan=False) + "\n", encoding="utf-8"
     )
-    return figures
+    groups = [traces[row].question for row in wrong]
+    found = location_hits(_wrong(traces), predictions)
+    return figures, {f"{prefix}.{method}.exact": sums(hit["exact"], groups) for method, hit in found.items()}
 
 
 def _wrong(traces: list[Trace]) -> list[Trace]:

@@ -15,6 +15,7 @@ from rairl.evaluate.candidates import (
     temperature_label,
 )
 from rairl.evaluate.labels import POLICY_LABELS, split_label
+from rairl.evaluate.questions import Table, one_each, write_questions
 from rairl.evaluate.training import compare, greedy_figure, powers_of_two, rates, sample_figures, samples_per_question
 from rairl.params import Params
 from rairl.stats import Estimate, exact
@@ -29,7 +30,8 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
     On ``test``: ``posttrain.<policy>.<pass@k|greedy|exact|process@1|format|length>``; on another split, or on ``test``
     at another temperature (``t0.5``), ``posttrain.<policy>.<place>.<pass@1|exact|process@1|format|length>``;
     ``posttrain.<a>-<b>[.<place>].<pass@1|process@1>`` with its p-value under ``.p``. ``posttrain.updates`` are the
-    optimiser steps of the policy loops, to hold against ``sft.updates``. Nothing when the reward is learned from logged
+    optimiser steps of the policy loops, to hold against ``sft.updates``. What lies behind pass@1 and process@1 goes to
+    ``plots/questions.json``. Nothing when the reward is learned from logged
     traces: no policy is trained then.
 
     Raises:
@@ -41,6 +43,7 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     splits = splits_of(candidates, "sft")
     figures: dict[str, Estimate] = {"posttrain.updates": exact(params.policy.iterations)}
+    behind: Table = {}
     others = [temperature_label(temperature) for temperature in params.sample.temperatures[1:]]
     for split, how in [*((split, "") for split in splits), *(("test", label) for label in others)]:
         place = how or ("" if split == "test" else split)
@@ -51,6 +54,7 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
             require_answered(traces, data / f"{split}.jsonl", path)
             policies[policy] = rates(traces)
             prefix = f"posttrain.{policy}.{place}" if place else f"posttrain.{policy}"
+            behind |= {f"{prefix}.{metric}": one_each(values) for metric, values in policies[policy].items()}
             ks = [1] if place else powers_of_two(samples_per_question(traces))
             figures |= sample_figures(traces, prefix, path, ks, **sampling)
             if not place:
@@ -59,6 +63,7 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
                 require_answered(decodes, data / f"{split}.jsonl", greedy)
                 figures[f"{prefix}.greedy"] = greedy_figure(decodes, **sampling)
         figures |= compare(policies, place, **sampling)
+    write_questions(plots, behind)
     _plot(figures, splits, plots)
     run.log_artifact(plots)
     return figures

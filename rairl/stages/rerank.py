@@ -10,6 +10,7 @@ from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import by_question, candidates_path, read_candidates, reference_policy, splits_of
 from rairl.evaluate.labels import SELECTOR_LABELS
 from rairl.evaluate.likelihood import read_likelihoods
+from rairl.evaluate.questions import Table, one_each, write_questions
 from rairl.evaluate.rerank import (
     accuracy_by_source,
     auroc_figures,
@@ -34,7 +35,8 @@ def rerank(
     The headline ``rerank.<selector>`` ranks the SFT policy's test candidates (with logged traces: the held-out logged
     ones, where ``model_name`` joins the baselines); ``rerank.<split>.<selector>`` the other splits, and
     ``rerank.on_rairl.<selector>`` the R-AIRL policy's own candidates. Within-question AUROC under ``.auroc.<what>``.
-    Writes all scores to ``scores/<policy>.<split>.json`` and the accuracy over N to ``plots/curves.json``.
+    Writes all scores to ``scores/<policy>.<split>.json`` and the accuracy over N to ``plots/curves.json``, what lies
+    behind the accuracies to ``plots/questions.json``.
 
     Raises:
         RairlError: for candidates that are missing, not judged, without log-probability, or fewer than ``rerank.n``.
@@ -47,6 +49,7 @@ def rerank(
     ns = powers_of_two(params.rerank.n)
     figures: dict[str, Estimate] = {}
     curves: dict[str, dict[str, dict[int, Estimate]]] = {}
+    behind: Table = {}
     for policy, split, prefix in contests(candidates, logged=params.logged):
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
@@ -57,11 +60,16 @@ def rerank(
         table |= baseline_scores(traces, path, ratios, model_accuracy)
         accuracy = expected_accuracy(traces, table, ns)
         keys = list(by_question(traces))
+        behind |= {
+            f"{prefix}.{name}": one_each(dict(zip(keys, values[params.rerank.n], strict=True)))
+            for name, values in accuracy.items()
+        }
         figures |= rerank_figures(accuracy, keys, params.rerank.n, prefix, **sampling)
         figures |= auroc_figures(traces, table, f"{prefix}.auroc", **sampling)
         curves[prefix] = {
             name: {n: bootstrap_mean(values[n], keys, **sampling) for n in ns} for name, values in accuracy.items()
         }
+    write_questions(plots, behind)
     _plot(figures, curves, plots)
     run.log_artifact(plots)
     return figures
