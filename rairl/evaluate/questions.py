@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rairl.errors import RairlError
+from rairl.stats import Values
 
 Table = dict[str, dict[str, list[float]]]
 """Figure to question to ``[numerator, denominator]``."""
@@ -22,7 +23,7 @@ def one_each(values: Mapping[str, float]) -> dict[str, list[float]]:
     return {question: [round(float(value), 6), 1.0] for question, value in values.items()}
 
 
-def sums(values: Sequence[float], groups: Sequence[str]) -> dict[str, list[float]]:
+def sums(values: Values, groups: Sequence[str]) -> dict[str, list[float]]:
     """A figure that is the mean over rows; ``groups`` has the question of each row."""
     found: dict[str, list[float]] = {}
     for value, group in zip(values, groups, strict=True):

@@ -16,6 +16,8 @@ from rairl.traces import Trace, read_traces, write_traces
 if TYPE_CHECKING:
     from rairl.tracking import Run
 
+SOURCES = {"base": "base", "sft": "sft", "sft_last": "sft_last", "grpo": "grpo", "rairl": "policy"}
+"""Policy to the input of the stage that holds it."""
 RANKED = {"sft": None, "rairl": ("test",)}
 """Policies whose candidates are ranked, and on which splits (None: all); these get likelihoods."""
 
@@ -49,13 +51,18 @@ def sample(
     Returns:
         ``sample.<policy>.candidates`` for each policy.
     """
-    folders = {"base": base, "sft": sft, "sft_last": sft_last, "grpo": grpo, "rairl": policy}
+    inputs = {"base": base, "sft": sft, "sft_last": sft_last, "grpo": grpo, "policy": policy}
     return {
         f"sample.{name}.candidates": exact(
-            draw(params, name, data=data, model=folders.get(name, sft), base=base, sft=sft, candidates=candidates)
+            draw(params, name, data=data, model=inputs[source], base=base, sft=sft, candidates=candidates)
         )
-        for name in (["logged"] if params.logged else folders)
+        for name, source in sources(params).items()
     }
+
+
+def sources(params: Params) -> dict[str, str]:
+    """Whose candidates the stage writes, and the input that holds the model they need."""
+    return {"logged": "sft"} if params.logged else SOURCES
 
 
 def draw(params: Params, name: str, *, data: Path, model: Path, base: Path, sft: Path, candidates: Path) -> int:
