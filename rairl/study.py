@@ -100,13 +100,12 @@ def read_study(path: Path, params: Path) -> Study:
         first = error.errors()[0]
         raise RairlError(f"{path}: {'.'.join(map(str, first['loc'])) or 'study'}: {first['msg']}") from error
     order = [file.baseline, *(name for name in file.variants if name != file.baseline)]
-    runs = {
-        (variant, seed): parse_params(
-            changed(values, {**file.variants[variant], "seed": seed}), source=f"{path}, variant {variant!r}"
-        )
-        for seed in file.seeds
-        for variant in order
-    }
+    runs = {}
+    for seed in file.seeds:
+        for variant in order:
+            where = f"{path}, variant {variant!r}"
+            own = changed(values, {**file.variants[variant], "seed": seed}, source=where)
+            runs[variant, seed] = parse_params(own, source=where)
     command = f"rairl study {path}" + ("" if params == Path("params.yaml") else f" --params {params}")
     return Study(path.stem, command, file, runs)
 
@@ -124,15 +123,19 @@ def load_studies(files: Sequence[Path], params: Path) -> list[Study]:
     return studies
 
 
-def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested ``values`` with the values at dotted keys replaced."""
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any], *, source: str = "study") -> dict[str, Any]:
+    """A copy of nested ``values`` with the values at dotted keys replaced.
+
+    Raises:
+        RairlError: for a key in a section that does not exist.
+    """
     result = copy.deepcopy(dict(values))
     for key, value in changes.items():
         place = result
         *sections, last = key.split(".")
         for section in sections:
             if not isinstance(place.get(section), dict):
-                raise RairlError(f"key {key!r} is not a parameter: {section!r} is no section")
+                raise RairlError(f"{source}: unknown key {key!r}; there is no section {section!r}")
             place = place[section]
         place[last] = value
     return result

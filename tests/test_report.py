@@ -23,6 +23,7 @@ from rairl.errors import RairlError
 from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import POLICIES, candidates_path
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
+from rairl.evaluate.questions import read_questions
 from rairl.evaluate.report import cell, claims, embed_json, p_value, summary_table, tables, viewer_rows
 from rairl.evaluate.scores import Saved, read_scores
 from rairl.params import Params, parse_params
@@ -167,6 +168,18 @@ def test_figures_agree_with_one_another(finished):
     assert figures["posttrain.sft.process@1"].value <= figures["posttrain.sft.pass@1"].value
     assert figures["posttrain.sft.format"].value == 1
     assert figures["rerank.n"].value == 4
+
+
+def test_the_figures_are_ratios_of_what_lies_behind_them(finished):
+    figures = merge_metrics(finished.root / "metrics")
+    for stage in ("posttrain", "rerank", "localise", "audit"):
+        behind = read_questions(finished.root / "plots" / stage)
+        assert behind
+        for name, rows in behind.items():
+            top, bottom = (sum(column) for column in zip(*rows.values(), strict=True))
+            assert figures[name].value == pytest.approx(top / bottom, abs=1e-5), name
+    names = set(read_questions(finished.root / "plots" / "posttrain"))
+    assert {"posttrain.rairl.pass@1", "posttrain.sft_last.t0.5.pass@1", "posttrain.grpo.process@1"} <= names
 
 
 def test_the_report_holds_the_policies_updates_against_each_other(finished):
