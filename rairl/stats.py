@@ -7,6 +7,7 @@ sums, so a thousand resamples cost one matrix product, whatever the statistic.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -81,8 +82,7 @@ def bootstrap(
         return NOTHING
     sums = group_sums(columns, groups)
     size = len(sums)
-    # Drawing with replacement is a multinomial count per group; counts @ sums are all the resampled sums at once.
-    counts = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=draws)
+    counts = _resamples(size, draws, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(sums.sum(axis=0)))
         resampled = np.asarray(statistic(counts @ sums), dtype=float)
@@ -91,6 +91,15 @@ def bootstrap(
         return NOTHING
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Estimate(value, float(low), float(high), size)
+
+
+@lru_cache(maxsize=4)  # the figures of a stage are over the same few numbers of questions
+def _resamples(size: int, draws: int, seed: int) -> np.ndarray:
+    """How often each of ``size`` groups is drawn in each resample: ``(draws, size)``.
+
+    Drawing with replacement is a multinomial count per group; counts @ sums are all the resampled sums at once.
+    """
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=draws)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,15 +55,23 @@ def best_of_n(scores: Sequence[float], correct: Sequence[bool], n: int) -> float
         correct: ``(m,)``.
         n: size N of the subset, at most m.
     """
-    size = len(scores)
+    return float(_chances(len(scores), n) @ _ranked(scores, correct))
+
+
+@cache
+def _chances(size: int, n: int) -> np.ndarray:
+    """Probability of each of ``size`` ranks, best first, to be the best of a random n-subset: ``(size,)``."""
     _require(size, n)
-    order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
-    ranked = np.asarray(scores, dtype=float)[order]
-    right = np.asarray(correct, dtype=float)[order]
-    weights = np.array([comb(size - i, n - 1) for i in range(1, size + 1)], dtype=float) / comb(size, n)
-    _, tie = np.unique(-ranked, return_inverse=True)
-    share = np.bincount(tie, weights=weights) * np.bincount(tie, weights=right) / np.bincount(tie)
-    return float(share.sum())
+    return np.array([comb(size - i, n - 1) for i in range(1, size + 1)], dtype=float) / comb(size, n)
+
+
+def _ranked(scores: Sequence[float], correct: Sequence[bool]) -> np.ndarray:
+    """Correctness by rank, best first; candidates with equal scores have their mean: ``(m,)``."""
+    values = np.asarray(scores, dtype=float)
+    order = np.argsort(-values, kind="stable")
+    tie = np.cumsum(np.diff(values[order], prepend=values[order[0]]) != 0)
+    means = np.bincount(tie, weights=np.asarray(correct, dtype=float)[order]) / np.bincount(tie)
+    return means[tie]
 
 
 def majority_of_n(answers: Sequence[str | None], correct: Sequence[bool], ns: Sequence[int]) -> list[float]:
@@ -192,9 +201,8 @@ def expected_accuracy(
     correct = [bool(trace.correct) for trace in traces]
     table: dict[str, dict[int, np.ndarray]] = {}
     for name, values in scores.items():
-        table[name] = {
-            n: np.array([best_of_n([values[i] for i in at], [correct[i] for i in at], n) for _, at in rows]) for n in ns
-        }
+        ranked = [_ranked([values[i] for i in at], [correct[i] for i in at]) for _, at in rows]
+        table[name] = {n: np.array([_chances(len(one), n) @ one for one in ranked]) for n in ns}
     answers = [None if trace.answer is None else normalise_answer(trace.answer) for trace in traces]
     votes = np.array([majority_of_n([answers[i] for i in at], [correct[i] for i in at], ns) for _, at in rows]).reshape(
         len(rows), len(ns)
