@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def group_advantages(rewards: np.ndarray, floor: float) -> np.ndarray:
+def group_advantages(rewards: np.ndarray, floor: float, baseline: str = "group") -> np.ndarray:
     """Rewards relative to their group (the samples of one prompt).
 
     Divided by max(std, floor): a tiny standard deviation would amplify a weak discriminator's noise.
@@ -43,7 +43,9 @@ def increments(reads: np.ndarray) -> np.ndarray:
     return np.diff(reads, prepend=0.0)
 
 
-def step_advantages(groups: Sequence[Sequence[np.ndarray]], discount: float, floor: float) -> list[list[np.ndarray]]:
+def step_advantages(
+    groups: Sequence[Sequence[np.ndarray]], rule: str, discount: float, floor: float, baseline: str = "group"
+) -> list[list[np.ndarray]]:
     """One advantage per read: discounted return-to-go of the increments, centred and scaled within the group.
 
     Args:

@@ -27,7 +27,7 @@ from rairl.traces import Trace
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout, so that an old folder is refused instead of misread."""
 SURPRISAL_FEATURES = 6
 
@@ -123,6 +123,7 @@ class RewardModel(nn.Module):
 
     head ``linear``: one linear map of the last hidden state (the folder loads as ``AutoModelForTokenClassification``).
     head ``surprisal``: a two-layer perceptron on the hidden states of all layers and on how surprised the backbone is.
+    form ``airl``: the head gives two numbers, the reward g of the unit that ends at the read, and the potential h.
     """
 
     def __init__(
@@ -135,14 +136,14 @@ class RewardModel(nn.Module):
         super().__init__()
         self.backbone, self.tokenizer, self.params = backbone, tokenizer, params
         self.calibration = calibration or Calibration()
-        width = backbone.config.hidden_size
+        width, outputs = backbone.config.hidden_size, 2 if params.form == "airl" else 1
         if params.head == "linear":
-            self.head: nn.Module = nn.Linear(width, 1)
+            self.head: nn.Module = nn.Linear(width, outputs)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         else:
             inputs = 2 * width * backbone.config.num_hidden_layers + SURPRISAL_FEATURES
-            self.head = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, 1))
+            self.head = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, outputs))
         self.backbone.requires_grad_(params.train == "full")
 
     @property
@@ -210,9 +211,18 @@ class RewardModel(nn.Module):
             features = torch.cat([hidden[row, token], means, lowest[:, None], sofar], -1)
         return features.split([len(place) for place in places])
 
+    def terms(self, reads: Reads) -> Tensor:
+        """What the head says at every read: z, shape ``(R, 1)``; for form ``airl`` g and h, shape ``(R, 2)``."""
+        return self.head(reads.features)
+
     def logits(self, reads: Reads) -> Tensor:
-        """The logit z of every read: shape ``(R,)``."""
-        return self.head(reads.features).squeeze(-1)
+        """The logit z of every read: shape ``(R,)``.
+
+        For form ``airl`` it is the sum of g up to the read (h is shaping and no part of the reward, Fu et al. 2018), so
+        that an increment is the reward of its unit in both forms.
+        """
+        first = self.terms(reads)[:, 0]
+        return first if self.params.form == "logit" else running_sum(first, reads.trace)
 
     @torch.no_grad()
     def score(self, traces: Sequence[Trace], *, progress: bool = False, chunk: int = 256) -> list[Scores]:
@@ -273,7 +283,9 @@ class RewardModel(nn.Module):
     def _as_token_classifier(self) -> PreTrainedModel:
         from transformers import AutoModelForTokenClassification
 
-        model = AutoModelForTokenClassification.from_config(_one_label(self.backbone.config))
+        model = AutoModelForTokenClassification.from_config(
+            _labels(self.backbone.config, self.head.out_features)  # type: ignore[arg-type]
+        )
         getattr(model, model.base_model_prefix).load_state_dict(self.backbone.state_dict())
         model.score.load_state_dict(self.head.state_dict())
         return model
@@ -327,12 +339,18 @@ def new_reward(folder: str | Path, params: RewardParams, *, seed: int) -> Reward
     return RewardModel(kind.from_pretrained(folder), tokenizer, params)
 
 
-def _one_label(config: object) -> object:
+def _labels(config: object, count: int) -> object:
     import copy
 
     config = copy.deepcopy(config)
-    config.num_labels = 1  # type: ignore[attr-defined]
+    config.num_labels = count  # type: ignore[attr-defined]
     return config
+
+
+def running_sum(values: Tensor, trace: Tensor) -> Tensor:
+    """Sum of ``(R,)`` values up to each read within its trace, whose index ``(R,)`` ascends."""
+    counts = trace.unique_consecutive(return_counts=True)[1].tolist()
+    return torch.cat([part.cumsum(0) for part in values.split(counts)])
 
 
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:

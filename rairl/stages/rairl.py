@@ -88,10 +88,19 @@ class _Training:
         self.model: RewardModel = new_reward(
             {"base": base, "sft": sft}[params.reward.backbone], params.reward, seed=params.seed
         )
-        self.reward: LearnedReward = LearnedReward(
-            self.model, self.demos, params.reward, params.policy.advantage_floor, params.seed
-        )
         self.dev: Dev = self._dev()
+        # With logged traces the SFT policy stands for their unknown writers where log pi is asked for.
+        self.reward: LearnedReward = LearnedReward(
+            self.model,
+            self.demos,
+            params.reward,
+            params.policy.advantage_floor,
+            params.seed,
+            baseline=params.policy.baseline,
+            held_out=self.dev.experts,
+            policy=(self.policy, self.tokenizer),
+            temperature=params.policy.temperature,
+        )
         self.rows: list[dict[str, float]] = []
 
     def _dev(self) -> Dev:
@@ -196,9 +205,10 @@ class _Training:
         """Score the reward on dev, calibrate it there, save and register it."""
         from rairl.evaluate.calibrate import dev_scores
 
-        scores, self.model.calibration = dev_scores(self.model, self.dev)
         folder = self.work / "rewards" / f"step-{step:05d}"
-        self.model.save_pretrained(folder)
+        with self.reward.scoring():
+            scores, self.model.calibration = dev_scores(self.model, self.dev)
+            self.model.save_pretrained(folder)
         write_scores(folder, step, scores)
         self.log.log(scores, step=step)
         self.log.register_reward(folder, step, scores)
