@@ -1,6 +1,8 @@
-"""Credit: numbers worked by hand and naive references."""
+"""Credit: numbers worked by hand, naive references, and what must hold whatever the rewards."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -8,9 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rairl.learn.credit import group_advantages, increments, returns_to_go, step_advantages
+from rairl.learn.credit import group_advantages, increments, minimum_to_go, returns_to_go, step_advantages
 
-REWARDS = arrays(np.float64, st.integers(1, 12), elements=st.floats(-5, 5))
+VALUES = st.floats(-5, 5)
+REWARDS = arrays(np.float64, st.integers(1, 12), elements=VALUES)
+GROUPS = st.lists(st.lists(REWARDS, min_size=2, max_size=4), min_size=1, max_size=3)
+TABLES = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 5)), elements=VALUES)
+RULES = st.sampled_from(["return", "difference", "min"])
+
+
+# --- one reward per trace --------------------------------------------------------------------------------------------
 
 
 def test_group_advantages_by_hand() -> None:
@@ -19,18 +28,33 @@ def test_group_advantages_by_hand() -> None:
     np.testing.assert_allclose(values, [[-1.0, 1.0], [0.0, 0.0]])
 
 
+def test_leave_one_out_by_hand() -> None:
+    # 0, 3, 3: the others' means are 3, 1.5, 1.5; the group's std is sqrt(2)
+    values = group_advantages(np.array([[0.0, 3.0, 3.0]]), 0.5, "leave_one_out")
+    np.testing.assert_allclose(values, np.array([[-3.0, 1.5, 1.5]]) / np.sqrt(2))
+
+
 def test_floor_keeps_small_differences_small() -> None:
     values = group_advantages(np.array([[0.0, 0.02]]), floor=0.5)
     np.testing.assert_allclose(values, [[-0.02, 0.02]])
 
 
-@given(REWARDS, st.floats(0, 1))
-def test_returns_equal_the_double_sum(rewards: np.ndarray, discount: float) -> None:
-    naive = [
-        sum(discount ** (later - at) * rewards[later] for later in range(at, len(rewards)))
-        for at in range(len(rewards))
-    ]
-    np.testing.assert_allclose(returns_to_go(rewards, discount), naive, atol=1e-9)
+@given(TABLES)
+def test_leave_one_out_equals_the_double_loop(rewards: np.ndarray) -> None:
+    for row, values in zip(rewards, group_advantages(rewards, 0.5, "leave_one_out"), strict=True):
+        for at, value in enumerate(values):
+            others = [other for index, other in enumerate(row) if index != at]
+            assert value == pytest.approx((row[at] - np.mean(others)) / max(row.std(), 0.5), abs=1e-9)
+
+
+@given(TABLES, VALUES, st.sampled_from(["group", "leave_one_out"]))
+def test_a_constant_changes_nothing_and_the_mean_is_zero(rewards: np.ndarray, constant: float, baseline: str) -> None:
+    values = group_advantages(rewards, 0.5, baseline)
+    np.testing.assert_allclose(values.mean(axis=1), 0, atol=1e-9)
+    np.testing.assert_allclose(group_advantages(rewards + constant, 0.5, baseline), values, atol=1e-9)
+
+
+# --- one reward per read ---------------------------------------------------------------------------------------------
 
 
 def test_returns_survive_a_long_trace() -> None:
@@ -44,17 +68,69 @@ def test_increments_telescope(reads: np.ndarray) -> None:
     np.testing.assert_allclose(np.cumsum(increments(reads)), reads, atol=1e-9)
 
 
-def test_step_advantages_by_hand() -> None:
-    # reads (1, 3) and (1, 0): increments (1, 2) and (1, -1); discount 0.5: returns (2, 2) and (0.5, -1); mean 0.875
-    group = [[np.array([1.0, 3.0]), np.array([1.0, 0.0])]]
-    first, second = step_advantages(group, "return", 0.5, floor=0.1)[0]
-    scale = np.std([2.0, 2.0, 0.5, -1.0])
-    np.testing.assert_allclose(first, np.array([1.125, 1.125]) / scale)
-    np.testing.assert_allclose(second, np.array([-0.375, -1.875]) / scale)
+def test_minimum_to_go_by_hand() -> None:
+    assert minimum_to_go(np.array([2.0, -1.0, 3.0, 0.5])).tolist() == [-1, -1, 0.5, 0.5]
+
+
+GROUP = [np.array([1.0, 3.0]), np.array([1.0, 0.0])]
+"""Reads whose increments are (1, 2) and (1, -1)."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "credits"),
+    [("return", [[2, 2], [0.5, -1]]), ("difference", [[1, 2], [1, -1]]), ("min", [[1, 2], [-1, -1]])],
+)  # the returns with discount 0.5
+def test_step_advantages_by_hand(rule: str, credits: list[list[float]]) -> None:
+    scale = np.std(np.ravel(credits))
+    for baseline, means in (
+        ("group", [np.mean(credits)] * 2),
+        ("leave_one_out", [np.mean(credits[1]), np.mean(credits[0])]),
+    ):
+        found = step_advantages([GROUP], rule, 0.5, floor=0.1, baseline=baseline)[0]
+        expected = [(np.array(values) - mean) / scale for values, mean in zip(credits, means, strict=True)]
+        np.testing.assert_allclose(found, expected)
+
+
+@given(GROUPS, RULES, st.floats(0, 1), st.sampled_from(["group", "leave_one_out"]))
+def test_step_advantages_equal_the_naive_sums(
+    groups: list[list[np.ndarray]], rule: str, discount: float, baseline: str
+) -> None:
+    for group, found in zip(groups, step_advantages(groups, rule, discount, 0.3, baseline), strict=True):
+        credits = [naive(reads, rule, discount) for reads in group]
+        scale = max(np.std([value for values in credits for value in values]), 0.3)
+        for sample, values in enumerate(found):
+            compared = [
+                value
+                for other, theirs in enumerate(credits)
+                if baseline == "group" or other != sample
+                for value in theirs
+            ]
+            expected = [(value - np.mean(compared)) / scale for value in credits[sample]]
+            np.testing.assert_allclose(values, expected, atol=1e-8)
+
+
+def naive(reads: np.ndarray, rule: str, discount: float) -> list[float]:
+    """Credit of every read by the definition: a sum or a minimum over what is still to come."""
+    reward = [reads[0], *(late - early for early, late in itertools.pairwise(reads))]
+    to_come = [range(at, len(reads)) for at in range(len(reads))]
+    if rule == "difference":
+        return reward
+    if rule == "min":
+        return [min(reward[later] for later in rest) for rest in to_come]
+    return [sum(discount ** (later - at) * reward[later] for later in rest) for at, rest in enumerate(to_come)]
+
+
+@given(GROUPS, RULES, st.floats(0, 1))
+def test_the_pooled_mean_of_a_group_is_zero(groups: list[list[np.ndarray]], rule: str, discount: float) -> None:
+    for values in step_advantages(groups, rule, discount, 0.5):
+        assert np.concatenate(values).mean() == pytest.approx(0, abs=1e-9)
 
 
 def test_step_credit_blames_the_step_that_fell() -> None:
     good, bad = np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, -1.0])
-    for_good, for_bad = step_advantages([[good, bad]], "return", 0.0, 0.5)[0]
+    for_good, for_bad = step_advantages([[good, bad]], "difference", 0.0, 0.5)[0]
     assert for_bad[2] < for_bad[1]
     np.testing.assert_allclose(for_good[:2], for_bad[:2])
+    # the worst step to come weighs on all that lead to it, and a good step before it can't pay for it
+    _, for_bad = step_advantages([[good, bad]], "min", 0.0, 0.5)[0]
+    assert for_bad[0] == for_bad[2] < for_good[0]

@@ -263,7 +263,7 @@ def logits_of(reward: LearnedReward, batch: Batch) -> list[np.ndarray]:
     return [logits[reads.trace.numpy() == index] for index in range(len(batch.traces))]
 
 
-@pytest.mark.parametrize("credit", ["last", "mean", "return"])
+@pytest.mark.parametrize("credit", ["last", "mean", "return", "difference", "min"])
 @pytest.mark.parametrize("granularity", ["step", "interval", "dense"])
 def test_advantages_cover_every_token_and_are_centred(credit: str, granularity: str, make: Make, scored: Batch) -> None:
     reward = make(credit=credit, granularity=granularity)
@@ -271,7 +271,7 @@ def test_advantages_cover_every_token_and_are_centred(credit: str, granularity: 
     assert [len(values) for values in advantages] == [len(item.ids) for item in scored.completions]
     assert all(np.isfinite(values).all() for values in advantages)
     assert np.isfinite(list(metrics.values())).all()
-    if credit != "return":
+    if credit in ("last", "mean"):
         for good, bad in zip(advantages[::2], advantages[1::2], strict=True):
             assert good[0] == pytest.approx(-bad[0])
 
@@ -288,6 +288,15 @@ def test_mean_and_last_and_clip_by_hand(make: Make, scored: Batch) -> None:
         hand = expected(reward, scored, [take(np.clip(one, -bound, bound)) for one in logits])
         np.testing.assert_allclose([values[0] for values in clipped], hand, atol=1e-5)
         assert not np.allclose(made, hand) and same == metrics  # metrics tell of the reads themselves
+
+
+@pytest.mark.parametrize("credit", ["last", "difference"])
+def test_the_baseline_can_leave_the_sample_out(credit: str, make: Make, scored: Batch) -> None:
+    """Of two samples, the other one's reward is twice as far away as their mean."""
+    group, other = (make({"baseline": one}, credit=credit).advantages(scored)[0] for one in ("group", "leave_one_out"))
+    assert not np.allclose(group[0], other[0])
+    if credit == "last":
+        np.testing.assert_allclose(np.concatenate(other), 2 * np.concatenate(group), atol=1e-9)
 
 
 def test_rewards_are_divided_by_their_running_deviation(make: Make, scored: Batch) -> None:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
+Rule = Literal["return", "difference", "min"]
+Baseline = Literal["group", "leave_one_out"]
 
-def group_advantages(rewards: np.ndarray, floor: float, baseline: str = "group") -> np.ndarray:
+
+def group_advantages(rewards: np.ndarray, floor: float, baseline: Baseline = "group") -> np.ndarray:
     """Rewards relative to their group (the samples of one prompt).
 
-    Divided by max(std, floor): a tiny standard deviation would amplify a weak discriminator's noise.
+    Divided by max(std of the group, floor): a tiny standard deviation would amplify a weak discriminator's noise.
 
     Args:
-        rewards: shape ``(P, G)``.
+        rewards: shape ``(P, G)``; G is at least 2 for ``leave_one_out``.
         floor: smallest divisor, in units of the reward.
+        baseline: ``group``: the mean of the group (GRPO, Shao et al. 2024); ``leave_one_out``: the mean of the other
+            samples (RLOO, Ahmadian et al. 2024), which is independent of the sample and so leaves no bias.
 
     Returns:
         Shape ``(P, G)``; each row has mean 0.
     """
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
-    return centred / np.maximum(rewards.std(axis=1, keepdims=True), floor)
+    means = rewards.mean(axis=1, keepdims=True)
+    if baseline == "leave_one_out":
+        count = rewards.shape[1]
+        means = (count * means - rewards) / (count - 1)
+    return (rewards - means) / np.maximum(rewards.std(axis=1, keepdims=True), floor)
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
@@ -38,26 +47,50 @@ def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
     return returns
 
 
+def minimum_to_go(rewards: np.ndarray) -> np.ndarray:
+    """The lowest of this and all later rewards: shape ``(K,)`` to ``(K,)``.
+
+    The min-form of PURE (Cheng et al. 2025): a chain is worth its worst step, so good steps can't pay for a bad one, as
+    they can in a sum.
+    """
+    return np.minimum.accumulate(rewards[::-1])[::-1]
+
+
 def increments(reads: np.ndarray) -> np.ndarray:
     """Evidence between successive reads, the first counted from the prior logit 0: shape ``(K,)`` to ``(K,)``."""
     return np.diff(reads, prepend=0.0)
 
 
 def step_advantages(
-    groups: Sequence[Sequence[np.ndarray]], rule: str, discount: float, floor: float, baseline: str = "group"
+    groups: Sequence[Sequence[np.ndarray]], rule: Rule, discount: float, floor: float, baseline: Baseline = "group"
 ) -> list[list[np.ndarray]]:
-    """One advantage per read: discounted return-to-go of the increments, centred and scaled within the group.
+    """One advantage per read, centred and scaled within the group of one prompt.
 
     Args:
         groups: for each prompt, for each of its samples, the logits of all reads, shape ``(K,)``.
+        rule: what a read is credited with: ``difference``: its own increment; ``return``: the discounted return-to-go
+            of the increments; ``min``: the lowest increment from it to the end.
+        discount: of rule ``return``, in [0, 1].
+        floor: smallest divisor, in units of the reward; else the standard deviation over all reads of the group.
+        baseline: ``group``: the mean over all reads of the group; ``leave_one_out``: over all reads of the other
+            samples (at least 2 samples).
 
     Returns:
-        The same shape; over all reads of one group the mean is 0.
+        The shape of ``groups``; with baseline ``group`` the mean over all reads of a group is 0.
     """
     results = []
     for group in groups:
-        returns = [returns_to_go(increments(reads), discount) for reads in group]
-        pooled = np.concatenate(returns)
+        credits = [_credits(increments(reads), rule, discount) for reads in group]
+        pooled = np.concatenate(credits)
         scale = max(float(pooled.std()), floor)
-        results.append([(values - pooled.mean()) / scale for values in returns])
+        means = [pooled.mean()] * len(credits)
+        if baseline == "leave_one_out":
+            means = [(pooled.sum() - values.sum()) / (len(pooled) - len(values)) for values in credits]
+        results.append([(values - mean) / scale for values, mean in zip(credits, means, strict=True)])
     return results
+
+
+def _credits(rewards: np.ndarray, rule: Rule, discount: float) -> np.ndarray:
+    if rule == "return":
+        return returns_to_go(rewards, discount)
+    return minimum_to_go(rewards) if rule == "min" else rewards

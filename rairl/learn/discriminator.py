@@ -16,7 +16,7 @@ from rairl.errors import RairlError
 from rairl.learn import distributed
 from rairl.learn.adversarial import Batch, Metrics, spread
 from rairl.learn.alignment import reads_of, split_reads, spread_reads
-from rairl.learn.credit import group_advantages, increments, step_advantages
+from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
 from rairl.learn.critic import Critic, Policy
 from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
 from rairl.learn.lengths import centre_lengths, length_slope
@@ -63,7 +63,7 @@ class LearnedReward:
     params: RewardParams
     floor: float
     seed: int
-    baseline: str = "group"
+    baseline: Baseline = "group"
     held_out: Sequence[Trace] = ()
     policy: Policy | None = None
     temperature: float = 1.0
@@ -118,12 +118,13 @@ class LearnedReward:
         metrics = reward_metrics(*everyone)
         if self.params.clip is not None:
             per_trace = [values.clip(-self.params.clip, self.params.clip) for values in per_trace]
-        if self.params.credit in ("mean", "last"):
+        rule = self.params.credit
+        if rule == "mean" or rule == "last":
             return spread(self._trace_advantages(per_trace, lengths, batch.group), batch.completions), metrics
         scale = self._scale(np.concatenate([increments(values) for values in per_trace]))
         per_trace = [values / scale for values in per_trace]
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
-        by_group = step_advantages(groups, self.params.credit, self.params.discount, self.floor, self.baseline)
+        by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
         flat = [values for group in by_group for values in group]
         return [
             spread_reads(values, reads_of(self.model, trace), character_ends(batch.tokenizer, completion.ids))

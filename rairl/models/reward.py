@@ -284,7 +284,7 @@ class RewardModel(nn.Module):
         from transformers import AutoModelForTokenClassification
 
         model = AutoModelForTokenClassification.from_config(
-            _labels(self.backbone.config, self.head.out_features)  # type: ignore[arg-type]
+            _labels(self.backbone.config, self.head.out_features)
         )
         getattr(model, model.base_model_prefix).load_state_dict(self.backbone.state_dict())
         model.score.load_state_dict(self.head.state_dict())
