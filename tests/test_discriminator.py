@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from rairl.errors import RairlError
+from rairl.evaluate.calibrate import make_dev
 from rairl.learn import checkpoints, distributed
 from rairl.learn.adversarial import Batch
 from rairl.learn.discriminator import LearnedReward
@@ -28,7 +29,9 @@ from rairl.models.policy import encode, load_policy, step_logprobs
 from rairl.models.reward import RewardModel, new_reward, running_sum
 from rairl.params import Params, RewardParams
 from rairl.perturb import perturb
+from rairl.stages.rairl import _Training
 from rairl.traces import Trace, read_traces, write_traces
+from rairl.tracking import NullRun
 
 Make = Callable[..., LearnedReward]
 
@@ -337,6 +340,19 @@ def test_the_lagging_copy_scores_and_is_what_is_saved(make: Make, scored: Batch,
         kept = lagging.model.score(scored.traces[:1])[0].last
     assert RewardModel.from_pretrained(tmp_path).score(scored.traces[:1])[0].last == pytest.approx(kept, abs=1e-5)
     assert lagging.model.score(scored.traces[:1])[0].last != pytest.approx(kept, abs=1e-3)
+
+
+def test_the_stage_keeps_the_weights_that_score(make: Make, demos: list[Trace], tmp_path: Path) -> None:
+    reward = make(ema=0.9, learning_rate=0.05)
+    reward.update([], "0")
+    training = object.__new__(_Training)
+    training.reward, training.model, training.log, training.work = reward, reward.model, NullRun(), tmp_path
+    training.dev = make_dev(demos[:4], [], copies=1, seed=0)
+    training._keep(0)
+    kept = RewardModel.from_pretrained(tmp_path / "rewards" / "step-00000").score(demos[:1])[0].last
+    with reward.scoring():
+        assert kept == pytest.approx(reward.model.score(demos[:1])[0].last, abs=1e-5)
+    assert kept != pytest.approx(reward.model.score(demos[:1])[0].last, abs=1e-3)
 
 
 # --- how accurate it is ----------------------------------------------------------------------------------------------
