@@ -278,6 +278,11 @@ class Params(Section):
             raise ValueError(f"rerank.n is {self.rerank.n} but only sample.n = {self.sample.n} candidates are drawn")
         for problem in contradictions(self.reward):
             raise ValueError(problem)
+        if self.reward.backbone == "shared" and self.policy.train != "lora":
+            raise ValueError(
+                "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "
+                "use policy.train 'lora' or reward.backbone 'sft'"
+            )
         if self.policy.warmup_iterations >= self.policy.iterations:
             raise ValueError(
                 "policy.warmup_iterations must be below policy.iterations, or the full rate is never reached"

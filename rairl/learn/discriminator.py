@@ -260,11 +260,8 @@ class LearnedReward:
         """
         self.critic.memo = self._new_memo()
         write_traces(folder / "replay.jsonl", unique_ids(self.replay.traces))
-        named = self.model.named_parameters(remove_duplicate=False)
-        frozen = {name for name, parameter in named if not parameter.requires_grad}
-        weights = {name: value for name, value in self.model.state_dict().items() if name not in frozen}
         return {
-            "weights": weights,
+            "weights": self.model.learned_state(),
             "lagging": {} if self.lagging is None else self.lagging.values,
             "optimizer": self.optimizer.state_dict(),
             "running": self.running.state(),

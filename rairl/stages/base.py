@@ -39,7 +39,7 @@ def base(params: Params, run: Run, *, data: Path, model: Path) -> dict[str, Esti
     else:
         from rairl.models.base import load_source
 
-        network, tokenizer = load_source(params.base)
+        network, tokenizer = load_source("base.source", params.base.source, params.base.revision)
     from rairl.models.policy import save_policy
 
     save_policy(model, network, tokenizer)
@@ -65,7 +65,8 @@ def _train(params: Params, run: Run, data: Path) -> tuple[PreTrainedModel, PreTr
     tokenizer = train_tokenizer((f"{trace.problem}\n{trace.text}" for trace in corpus[:5000]), params.base.vocab_size)
     rows = examples(tokenizer, corpus, whole=True)
     longest = max(len(ids) for ids, _ in rows)
-    network = new_model(params.base, tokenizer, max_tokens=2 * longest, seed=params.seed)
+    # Others' traces may be far longer than any of the corpus; a rotary model reads on, if less well, at no cost.
+    network = new_model(params.base, tokenizer, max_tokens=max(4096, 2 * longest), seed=params.seed)
     batches = [
         batch
         for epoch in range(params.base.epochs)

@@ -56,7 +56,10 @@ def rairl(
     for split in ("demos", "dev", "prompts", "logged_train"):
         if (data / f"{split}.jsonl").exists():
             run.log_input(data / f"{split}.jsonl", name=split)
-    work = checkpoint_folder("rairl", params, [data / "card.json", base, sft])
+    backbone = Path(params.reward.backbone)
+    work = checkpoint_folder(
+        "rairl", params, [data / "card.json", base, sft, *([backbone] if backbone.is_dir() else [])]
+    )
     (work / "rollouts").mkdir(parents=True, exist_ok=True)
     training = _Training(params, run, data, base, sft, work)
     rows = training.run()
@@ -78,16 +81,14 @@ class _Training:
 
     def __init__(self, params: Params, run: Run, data: Path, base: Path, sft: Path, work: Path) -> None:
         from rairl.learn.discriminator import LearnedReward
-        from rairl.models.policy import load_policy
-        from rairl.models.reward import new_reward
+        from rairl.models.policy import load_policy, make_trainable
 
         self.params, self.log, self.data, self.work = params, run, data, work
         self.base, self.sft = base, sft
         self.demos = read_traces(data / "demos.jsonl")
         self.policy, self.tokenizer = load_policy(sft)
-        self.model: RewardModel = new_reward(
-            {"base": base, "sft": sft}[params.reward.backbone], params.reward, seed=params.seed
-        )
+        self.reference = make_trainable(self.policy, params.policy, seed=params.seed)
+        self.model: RewardModel = self._new_reward()
         self.dev: Dev = self._dev()
         # With logged traces the SFT policy stands for their unknown writers where log pi is asked for.
         self.reward: LearnedReward = LearnedReward(
@@ -102,6 +103,21 @@ class _Training:
             temperature=params.policy.temperature,
         )
         self.rows: list[dict[str, float]] = []
+
+    def _new_reward(self) -> RewardModel:
+        """The untrained reward on the body that ``reward.backbone`` names."""
+        from rairl.models.base import load_source
+        from rairl.models.policy import load_policy
+        from rairl.models.reward import reward_on
+
+        params = self.params.reward
+        if params.backbone == "shared":
+            body = self.reference, self.tokenizer
+        elif params.backbone in ("base", "sft"):
+            body = load_policy({"base": self.base, "sft": self.sft}[params.backbone])
+        else:
+            body = load_source("reward.backbone", params.backbone, params.revision)
+        return reward_on(*body, params, seed=self.params.seed)
 
     def _dev(self) -> Dev:
         from rairl.evaluate.calibrate import make_dev
@@ -179,7 +195,6 @@ class _Training:
 
     def _loop(self):  # type: ignore[no-untyped-def]
         from rairl.learn.adversarial import PolicyLoop
-        from rairl.models.policy import load_policy
 
         def after(done: int) -> None:
             if done % self.params.reward.register_every == 0 or done == self.params.policy.iterations:
@@ -187,7 +202,7 @@ class _Training:
 
         return PolicyLoop(
             policy=self.policy,
-            reference=load_policy(self.sft)[0],
+            reference=self.reference,
             tokenizer=self.tokenizer,
             prompts=read_traces(self.data / "prompts.jsonl"),
             reward=self.reward,
