@@ -211,7 +211,8 @@ def _write(rows: Iterator[Mapping[str, Any]] | list[dict[str, Any]], output: Pat
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        print(line, file=sys.stderr, flush=True)
 
 
 _FULL = (

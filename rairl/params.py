@@ -130,8 +130,8 @@ class RewardParams(Section):
     """The reward model (discriminator) and its training."""
 
     backbone: str = Field(
-        description="the body the reward starts from: 'sft', 'base', a local folder, a hub id (its tokenizer may differ "
-        "from the policy's), or 'shared': the policy's own frozen weights, one copy in memory"
+        description="the body the reward starts from: 'sft', 'base', a local folder, a hub id (its tokenizer may "
+        "differ from the policy's), or 'shared': the policy's own frozen weights, one copy in memory"
     )
     revision: str | None = Field(description="pinned commit of a hub id")
     head: Literal["surprisal", "linear"] = Field(
@@ -173,8 +173,8 @@ class RewardParams(Section):
     )
     updates_per_iteration: NonNegativeInt
     accuracy_band: Band | None = Field(
-        description="below it the updates per iteration double (up to 4 times as many), above it they halve (down to 0); "
-        "null keeps their number fixed"
+        description="below it the updates per iteration double (up to 4 times as many), above it they halve (down "
+        "to 0); null keeps their number fixed"
     )
     demos_per_update: PositiveInt
     rollout_prompts: Literal["demos", "others"] = Field(
@@ -252,7 +252,7 @@ def contradictions(reward: RewardParams) -> Iterator[str]:
     if reward.form == "airl" and reward.granularity == "sparse":
         yield "reward.form 'airl' shapes between successive reads; reward.granularity 'sparse' reads once"
     if reward.length_control == "centre" and per_step:
-        yield f"reward.length_control 'centre' corrects a whole trace's reward; reward.credit '{reward.credit}' is per step"
+        yield f"reward.length_control 'centre' corrects a trace's reward; reward.credit '{reward.credit}' is per step"
     if reward.accuracy_band is not None and reward.accuracy_band[0] >= reward.accuracy_band[1]:
         yield "reward.accuracy_band needs its lower bound first"
 
@@ -278,6 +278,8 @@ class Params(Section):
             raise ValueError(f"rerank.n is {self.rerank.n} but only sample.n = {self.sample.n} candidates are drawn")
         for problem in contradictions(self.reward):
             raise ValueError(problem)
+        if self.policy.kl_target is not None and self.policy.kl == 0:
+            raise ValueError("policy.kl_target adapts the weight policy.kl, which must start above 0")
         if self.reward.backbone == "shared" and self.policy.train != "lora":
             raise ValueError(
                 "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "

@@ -62,7 +62,7 @@ def move(model: nn.Module, reference: nn.Module, folder: Path, demos: list[Trace
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
     advantages = [np.linspace(-1, 1, len(item.ids)) for item in completions]
     for _ in range(steps):
-        policy_step(model, reference, optimizer, completions, advantages, params.policy, rate=0.1)
+        policy_step(model, reference, optimizer, completions, advantages, params.policy, rate=0.1, kl=params.policy.kl)
 
 
 # --- one model -------------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_a_resumed_run_with_adapters_takes_the_same_numbers(
     whole.run("whole")
     first = loop(tmp_path / "parts", 2)
     first.run("first")
-    first.save(2)
+    first.save()
     second = loop(tmp_path / "parts", 3)
     second.run("second")
     for one, other in ((whole.policy, second.policy), (whole.reward.model, second.reward.model)):  # type: ignore[attr-defined]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +22,28 @@ import torch
 
 from rairl.errors import RairlError
 from rairl.learn import checkpoints
-from rairl.learn.adversarial import Batch, OutcomeReward, PolicyLoop, policy_loss
+from rairl.learn.adversarial import (
+    Batch,
+    OutcomeReward,
+    PolicyLoop,
+    adapted_kl_weight,
+    policy_loss,
+    policy_step,
+    token_entropy,
+)
 from rairl.learn.discriminator import LearnedReward
 from rairl.learn.rollouts import Completion
 from rairl.models.policy import encode, load_policy, token_logprobs
 from rairl.models.reward import new_reward
-from rairl.params import Params
+from rairl.params import GuardParams, Params
 from rairl.perturb import perturb
 from rairl.traces import Trace
 
 GOLDEN = Path(__file__).parent / "golden" / "adversarial.json"
-"""Five iterations; made again by ``python tests/test_adversarial.py`` (only when a change is meant to change it)."""
+"""Five iterations at each granularity; made again by ``python tests/test_adversarial.py``.
+
+Only when a change is meant to change it.
+"""
 
 
 def make_loop(policy: Path, params: Params, demos: list[Trace], folder: Path, **policy_changes: object) -> PolicyLoop:
@@ -57,7 +72,7 @@ def test_a_loss_that_is_no_number_stops_and_touches_nothing(
     tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
 ) -> None:
     loop = make_loop(tiny_policy, miniature, demos, tmp_path)
-    loop.save(0)
+    loop.save()
     with torch.no_grad():
         loop.reward.model.head[1].bias.fill_(float("nan"))  # type: ignore[attr-defined]
     before = {name: value.clone() for name, value in loop.policy.state_dict().items()}
@@ -86,8 +101,6 @@ def batch_of(policy: Path, demos: list[Trace]) -> tuple[list[Completion], list[T
 
 
 def test_a_better_scored_sample_gets_likelier(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
-    from rairl.learn.adversarial import policy_step
-
     model, tokenizer = load_policy(tiny_policy)
     completions, traces = batch_of(tiny_policy, demos[:4])
     prompts = traces[::2]
@@ -102,7 +115,8 @@ def test_a_better_scored_sample_gets_likelier(tiny_policy: Path, miniature: Para
             return [token_logprobs(model, row, torch.ones_like(row)).sum().item() for row in rows]
 
     before = likelihood()
-    policy_step(model, load_policy(tiny_policy)[0], optimizer, completions, advantages, miniature.policy, rate=1e-3)
+    reference = load_policy(tiny_policy)[0]
+    policy_step(model, reference, optimizer, completions, advantages, miniature.policy, rate=1e-3, kl=0.02)
     after = likelihood()
     gains = np.array(after) - np.array(before)
     assert (gains[::2] - gains[1::2] > 0).all()
@@ -115,25 +129,105 @@ def test_kl_is_zero_at_the_reference_and_positive_away(tiny_policy: Path) -> Non
     advantages = torch.zeros(3, 12)
     advantages[:, :4] = float("nan")
     mask = torch.ones_like(ids)
-    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)[1].item() == pytest.approx(
-        0, abs=1e-5
-    )
+    at_reference = policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)
+    assert at_reference.kl.item() == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
-    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)[1].item() > 0
+    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0).kl.item() > 0
+
+
+def test_the_entropy_is_exact_and_of_the_distribution_drawn_from(tiny_policy: Path) -> None:
+    assert token_entropy(torch.log(torch.tensor([[0.5, 0.25, 0.25], [1 / 3] * 3]))).tolist() == pytest.approx(
+        [1.5 * math.log(2), math.log(3)]
+    )
+    model, _ = load_policy(tiny_policy)
+    ids = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    advantages = torch.full(ids.shape, float("nan"))
+    advantages[0, 4:] = advantages[1, 6:] = 0.0
+    sums = policy_loss(model, model, ids, torch.ones_like(ids), advantages, temperature=0.7, kl=0.0, entropy=0.3)
+    with torch.no_grad():
+        drawn_from = torch.distributions.Categorical(logits=model(input_ids=ids).logits / 0.7).entropy()
+    assert sums.entropy.item() == pytest.approx(drawn_from[0, 3:8].sum().item() + drawn_from[1, 5:8].sum().item())
+    assert sums.loss.item() == pytest.approx(-0.3 * sums.entropy.item())  # all advantages are 0
+
+
+def test_an_entropy_bonus_alone_flattens_the_policy(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
+    completions, _ = batch_of(tiny_policy, demos[:3])
+    advantages = [np.zeros(len(item.ids)) for item in completions]
+    moved = {}
+    for weight in (0.0, 1.0):
+        model, reference = load_policy(tiny_policy)[0], load_policy(tiny_policy)[0]
+        params = miniature.policy.model_copy(update={"entropy": weight})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rows = [
+            policy_step(model, reference, optimizer, completions, advantages, params, rate=0.1, kl=0.0)
+            for _ in range(3)
+        ]
+        moved[weight] = rows[-1]["policy/entropy"] - rows[0]["policy/entropy"]
+    assert moved[0.0] == pytest.approx(0, abs=1e-6) and moved[1.0] > 1e-4
+
+
+def test_the_kl_weight_follows_the_target_by_at_most_two_percent() -> None:
+    assert adapted_kl_weight(0.1, 0.05, 0.05) == 0.1
+    assert adapted_kl_weight(0.1, 0.055, 0.05) == pytest.approx(0.101)  # 10 % too much: 1 % more weight
+    assert adapted_kl_weight(0.1, 5.0, 0.05) == pytest.approx(0.102)
+    assert adapted_kl_weight(0.1, 0.0, 0.05) == pytest.approx(0.098)
+
+
+def test_the_loop_adapts_the_kl_weight_from_iteration_to_iteration(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    fixed = make_loop(tiny_policy, miniature, demos, tmp_path / "fixed").run("fixed")
+    assert [row["policy/kl_weight"] for row in fixed] == [0.02] * 3
+    rows = make_loop(tiny_policy, miniature, demos, tmp_path / "held", kl_target=1e-7).run("held")
+    for row, later in itertools.pairwise(rows):
+        expected = adapted_kl_weight(row["policy/kl_weight"], row["policy/kl"], 1e-7)
+        assert later["policy/kl_weight"] == pytest.approx(expected) != row["policy/kl_weight"]
+
+
+def test_the_baseline_reaches_both_rewards(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
+    completions, traces = batch_of(tiny_policy, demos[:3])
+    batch = Batch(
+        traces[::2],
+        completions,
+        [replace(trace, correct=index % 2 == 0) for index, trace in enumerate(traces)],
+        load_policy(tiny_policy)[1],
+    )
+    model = new_reward(tiny_policy, miniature.reward, seed=0)
+    for make in (
+        lambda baseline: OutcomeReward(0.5, baseline),
+        lambda baseline: LearnedReward(model, demos, miniature.reward, 0.5, seed=0, baseline=baseline),
+    ):
+        group, others = (make(baseline).advantages(batch)[0] for baseline in ("group", "leave_one_out"))
+        for one, two in zip(group, others, strict=True):
+            np.testing.assert_allclose(two, 2 * one)  # of two samples the other one is twice as far as the mean
+
+
+def test_only_what_learns_is_optimised_and_kept(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    frozen = load_policy(tiny_policy)[0].requires_grad_(False)
+    frozen.model.norm.weight.requires_grad_(True)
+    loop = replace(make_loop(tiny_policy, miniature, demos, tmp_path), policy=frozen)
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    loop.save()
+    state, _ = checkpoints.load(tmp_path)  # type: ignore[misc]
+    assert list(state["policy"]) == ["model.norm.weight"]
+    loop.run("frozen")
+    moved = {name for name, value in frozen.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"model.norm.weight"}
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
-    from rairl.learn.adversarial import policy_step
-
     completions, _ = batch_of(tiny_policy, demos[:4])
     advantages = [np.linspace(-1, 1, len(item.ids)) for item in completions]
     results = []
     for budget in (200, 100_000):
         model, _ = load_policy(tiny_policy)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        reference = load_policy(tiny_policy)[0]
         policy_step(
-            model, load_policy(tiny_policy)[0], optimizer, completions, advantages, miniature.policy, rate=1e-2,
+            model, reference, optimizer, completions, advantages, miniature.policy, rate=1e-2, kl=0.02,
             batch_tokens=budget,
         )  # fmt: skip
         results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
@@ -164,69 +258,186 @@ def test_a_resumed_run_takes_the_same_numbers(
     assert untimed(resumed) == untimed(expected)
 
 
-KILLED = """
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+GUARD = GuardParams(action="rollback", patience=2, length_ratio=2.0, min_entropy=0.2, saturation=0.99, hacking=0.1)
+
+
+def collapsing(policy: Path, params: Params, demos: list[Trace], folder: Path, action: str = "rollback") -> PolicyLoop:
+    """A loop of 8 iterations whose entropy seems gone from the fifth on; iteration 4 is the last good checkpoint."""
+    loop = make_loop(policy, params, demos, folder, iterations=8, checkpoint_every=2)
+    loop.guard = GUARD.model_copy(update={"action": action})
+    loop.after_iteration = lambda done: {"rollout/entropy": 0.0} if done > 4 else {}
+    return loop
+
+
+def weights_of(loop: PolicyLoop) -> torch.Tensor:
+    reward = loop.reward.model.head  # type: ignore[attr-defined]
+    return torch.cat([value.detach().flatten() for model in (loop.policy, reward) for value in model.parameters()])
+
+
+def test_a_rollback_goes_on_elsewhere_at_half_the_rate_and_the_fourth_time_stops(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    loop = collapsing(tiny_policy, miniature, demos, tmp_path)
+    good, rates, losses = [], [], []
+
+    def watch(iteration: int, metrics: dict[str, float]) -> None:
+        if iteration == 3:
+            good.append(weights_of(loop))
+        if iteration == 4:
+            rates.append(loop.optimizer.param_groups[0]["lr"])
+            losses.append(metrics["policy/loss"])
+
+    loop.on_metrics = watch
+    rows = loop.run("collapsing")
+    assert [(event["iteration"], event["action"]) for event in loop.events] == [(5, "rollback")] * 3 + [(5, "stop")]
+    assert "entropy" in str(loop.events[0]["reason"])
+    rate = miniature.policy.learning_rate
+    assert rates == [rate, rate / 2, rate / 4, rate / 8]
+    assert len(set(losses)) == 4  # no batch came twice
+    assert loop.done == 4 and torch.equal(weights_of(loop), good[0])
+    assert [row["step"] for row in rows] == list(range(6))
+    assert [row["guard/rollbacks"] for row in rows] == [0, 0, 0, 0, 3, 3]
+    assert rows[-1]["guard/stopped"] == 1 and "guard/stopped" not in rows[-2]
+
+
+@pytest.mark.parametrize(("action", "done", "count"), [("stop", 4, 6), ("off", 8, 8)])
+def test_the_guard_stops_at_once_or_never(
+    action: str, done: int, count: int, tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    loop = collapsing(tiny_policy, miniature, demos, tmp_path, action)
+    rows = loop.run(action)
+    assert [event["action"] for event in loop.events] == ([action] if action == "stop" else [])
+    assert loop.done == done and len(rows) == count
+
+
+def test_a_guarded_run_that_is_cut_anywhere_ends_the_same(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    whole = collapsing(tiny_policy, miniature, demos, tmp_path / "whole")
+    expected = whole.run("whole")
+    for calls in (6, 7, 10):  # in the iteration that collapses, after a rollback, after two of them
+        folder = tmp_path / str(calls)
+        cut = collapsing(tiny_policy, miniature, demos, folder)
+        left = iter(range(calls - 1))
+
+        def stop(*_: object, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        cut.on_metrics = stop
+        with pytest.raises(KeyboardInterrupt):
+            cut.run("cut")
+        resumed = collapsing(tiny_policy, miniature, demos, folder)
+        assert untimed(resumed.run("resumed")) == untimed(expected)
+        assert resumed.events == whole.events and torch.equal(weights_of(resumed), weights_of(whole))
+
+
+def test_a_checkpoint_with_a_sign_of_collapse_is_no_good_one(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    loop = collapsing(tiny_policy, miniature, demos, tmp_path)
+    loop.guard = GUARD.model_copy(update={"patience": 3})
+    seen: list[list[int]] = []
+    loop.on_metrics = lambda iteration, metrics: seen.append(kept(tmp_path))
+    loop.run("signs")
+    assert seen[:7] == [[0], [0], [2], [2], [4], [4], [4, 6]]
+    assert seen[7] == [8 + 4]  # rolled back
+
+
+def kept(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("at-")) for path in folder.glob("at-*"))
+
+
+# --- killed without warning ------------------------------------------------------------------------------------------
+
+STAGE = """
 import sys
 from pathlib import Path
 from rairl.params import load_params
 from rairl.stages import run_stage
 run_stage(sys.argv[1], load_params("params.yaml"), root=Path("."))
 """
+CALM = {"iterations: 3": "iterations: 12", "checkpoint_every: 2": "checkpoint_every: 1"}
+COLLAPSING = {**CALM, "length_ratio: 2.0": "length_ratio: 1.01", "patience: 5": "patience: 2"}
 
 
 @pytest.mark.slow
-def test_kill_9_and_run_again_equals_an_uninterrupted_stage(root: Path, tmp_path: Path) -> None:
-    """The whole rairl stage in a process that is killed without warning, then run again."""
+@pytest.mark.parametrize("changes", [CALM, COLLAPSING], ids=["calm", "collapsing"])
+def test_kill_9_and_run_again_equals_an_uninterrupted_stage(
+    changes: dict[str, str], root: Path, tmp_path: Path
+) -> None:
+    """The whole rairl stage in a process that is killed without warning at a random moment, then run again."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed of the moment of the kill: {seed}")
+    rng = random.Random(seed)
     text = (root / "tests" / "miniature.yaml").read_text()
-    text = text.replace("iterations: 3", "iterations: 12").replace("checkpoint_every: 2", "checkpoint_every: 1")
-    histories = []
-    for name in ("whole", "killed"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "params.yaml").write_text(text)
-        for stage in ("prepare", "base", "sft"):
-            subprocess.run([sys.executable, "-c", KILLED, stage], cwd=folder, check=True, capture_output=True)
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, "rairl"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        if name == "killed":
-            deadline = time.monotonic() + 120
-            while not list(folder.glob(".rairl/checkpoints/rairl/*/at-000003")):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
-            os.kill(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-            process = subprocess.Popen(
-                [sys.executable, "-c", KILLED, "rairl"],
-                cwd=folder,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        assert process.wait(timeout=300) == 0
-        histories.append(json.loads((folder / "history" / "rairl" / "history.json").read_text()))
-        assert len(list((folder / "rollouts").glob("iteration-*.jsonl"))) == 12
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    (whole / "params.yaml").write_text(text)
+    for name in ("prepare", "base", "sft"):
+        subprocess.run([sys.executable, "-c", STAGE, name], cwd=whole, check=True, capture_output=True)
+    shutil.copytree(whole, killed)
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", STAGE, "rairl"]
+        return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(whole).wait(timeout=300) == 0
+    process = start(killed)
+    # Rolled back, the collapsing run's checkpoints go on at 12 + 3, 24 + 3 and 36 + 3.
+    position, deadline = rng.randint(1, 11 if changes is CALM else 39), time.monotonic() + 240
+    while max(
+        (at for folder in killed.glob(".rairl/checkpoints/rairl/*") for at in kept(folder)), default=-1
+    ) < position:  # fmt: skip
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(rng.random() / 2)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert start(killed).wait(timeout=300) == 0
+    for folder in (whole, killed):
         assert not list((folder / ".rairl" / "checkpoints" / "rairl").iterdir())
+    histories = [json.loads((folder / "history" / "rairl" / "history.json").read_text()) for folder in (whole, killed)]
+    events = [json.loads((folder / "history" / "rairl" / "guard.json").read_text()) for folder in (whole, killed)]
     assert untimed(histories[0]) == untimed(histories[1])
+    assert events[0] == events[1]
+    assert (len(events[0]), len(histories[0])) == ((0, 12) if changes is CALM else (4, 5)), events[0]
+    for name in ("rewards", "rollouts"):
+        files = [sorted(path.name for path in (folder / name).rglob("*")) for folder in (whole, killed)]
+        assert files[0] == files[1]
 
 
 # --- the golden trajectory -------------------------------------------------------------------------------------------
 
 
-def trajectory(policy: Path, params: Params, demos: list[Trace], folder: Path) -> list[dict[str, float]]:
+GRANULARITIES = ("sparse", "step", "interval", "dense")
+
+
+def trajectory(
+    policy: Path, params: Params, demos: list[Trace], folder: Path, granularity: str
+) -> list[dict[str, float]]:
     torch.set_num_threads(1)
+    reward = params.reward.model_copy(update={"granularity": granularity})
+    params = params.model_copy(update={"reward": reward})
     loop = make_loop(policy, params, demos, folder, iterations=5, checkpoint_every=10)
-    reward = loop.reward
-    assert isinstance(reward, LearnedReward)
-    reward.warm_up([], lambda metrics: None)
+    assert isinstance(loop.reward, LearnedReward)
+    loop.reward.warm_up([], lambda metrics: None)
     return untimed(loop.run("golden"))
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_five_iterations_keep_to_the_golden_trajectory(
-    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+    granularity: str, tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
 ) -> None:
     golden = json.loads(GOLDEN.read_text())
-    rows = trajectory(tiny_policy, miniature, demos, tmp_path)
-    assert len(rows) == len(golden["rows"]) == 5
-    for step, (row, expected) in enumerate(zip(rows, golden["rows"], strict=True)):
+    rows = trajectory(tiny_policy, miniature, demos, tmp_path, granularity)
+    assert len(rows) == len(golden[granularity]) == 5
+    for step, (row, expected) in enumerate(zip(rows, golden[granularity], strict=True)):
         assert set(row) == set(expected)
         for key, value in row.items():
             # A sampled token may flip on another machine, and what follows drifts: the tolerance grows with the step.
@@ -256,12 +467,7 @@ if __name__ == "__main__":
             return Path(tempfile.mkdtemp(prefix=name))
 
     parameters = parse_params(yaml.safe_load((ROOT / "tests" / "miniature.yaml").read_text()))
-    made = trajectory(
-        make_policy.__wrapped__(Factory()),
-        parameters,
-        make_demos.__wrapped__(),
-        Path(tempfile.mkdtemp()),  # type: ignore[attr-defined]
-    )
+    initial, experts = make_policy.__wrapped__(Factory()), make_demos.__wrapped__()  # type: ignore[attr-defined]
     snapshot = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -269,7 +475,6 @@ if __name__ == "__main__":
         "tokenizers": tokenizers.__version__,
         "machine": platform.machine(),
     }
+    made = {one: trajectory(initial, parameters, experts, Path(tempfile.mkdtemp()), one) for one in GRANULARITIES}
     GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(
-        json.dumps({"environment": snapshot, "tolerance": 2e-3, "drift": 1.0, "rows": made}, indent=1) + "\n"
-    )
+    GOLDEN.write_text(json.dumps({"environment": snapshot, "tolerance": 2e-3, "drift": 1.0, **made}, indent=1) + "\n")

@@ -35,14 +35,14 @@ def test_slope_by_hand() -> None:
     # within groups: deviations of length (-1, 1) and (-2, 2), of reward (-1, 1) and (-4, 4): (2 + 16) / (2 + 8)
     rewards, lengths = np.array([[0.0, 2.0], [10.0, 18.0]]), np.array([[1.0, 3.0], [50.0, 54.0]])
     assert length_slope(rewards, lengths) == pytest.approx(1.8)
-    np.testing.assert_allclose(centre_lengths(rewards, lengths, 1.8), [[1.8, 0.2], [13.6, 14.4]])
+    np.testing.assert_allclose(centre_lengths(rewards, lengths), [[1.8, 0.2], [13.6, 14.4]])
     assert length_slope(rewards, np.ones((2, 2))) == 0.0
 
 
 @given(GROUPS, LENGTHS, st.floats(-3, 3))
 def test_what_length_explains_is_gone(rewards: np.ndarray, lengths: np.ndarray, price: float) -> None:
-    kept = centre_lengths(rewards, lengths, length_slope(rewards, lengths))
+    kept = centre_lengths(rewards, lengths)
     np.testing.assert_allclose(kept.mean(1), rewards.mean(1), atol=1e-9)
     assert length_slope(kept, lengths) == pytest.approx(0.0, abs=1e-9)
     paid = rewards + price * (lengths - lengths.mean(1, keepdims=True))
-    np.testing.assert_allclose(centre_lengths(paid, lengths, length_slope(paid, lengths)), kept, atol=1e-6)
+    np.testing.assert_allclose(centre_lengths(paid, lengths), kept, atol=1e-6)

@@ -3,6 +3,9 @@
 One iteration: sample a group of completions for each of a few prompts; let the reward give advantages; move the policy
 by one policy-gradient step with a KL penalty towards the SFT policy; let the reward learn. A batch is scored *before*
 the reward learns anything from rollouts of its own iteration.
+
+Of several processes (:mod:`rairl.learn.distributed`) each samples for its share of the prompts and takes its share of
+the policy's gradient; everything else is the same in all of them, decisions included.
 """
 
 from __future__ import annotations
@@ -11,9 +14,9 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,10 +25,12 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.learn import checkpoints
-from rairl.learn.credit import group_advantages
-from rairl.learn.rollouts import Completion, sample, to_traces
+from rairl.learn.credit import Baseline, group_advantages
+from rairl.learn.distributed import by_first, mine, sum_gradients, total
+from rairl.learn.guard import MAX_ROLLBACKS, begun, collapse
+from rairl.learn.rollouts import Completion, sample_together, to_traces
 from rairl.models.policy import batches_by_length, pad, token_logprobs
-from rairl.params import PolicyParams
+from rairl.params import GuardParams, PolicyParams
 from rairl.traces import Trace, write_traces
 
 if TYPE_CHECKING:
@@ -56,7 +61,10 @@ class Reward(Protocol):
         """One advantage per sampled token (shape ``(len(completion.ids),)`` each), and diagnostics."""
 
     def learn(self, iteration: int, rollout: Callable[[Sequence[Trace], str], list[Trace]]) -> Metrics:
-        """Update on fresh rollouts of the current policy (``rollout(prompts, tag)``); returns diagnostics."""
+        """Update on fresh rollouts of the current policy (``rollout(prompts, tag)``); returns diagnostics.
+
+        ``iteration`` never comes twice: after a rollback of the guard the numbers go on higher up.
+        """
 
     def state(self, folder: Path) -> dict[str, Any]:
         """What a checkpoint needs beside the policy; large text goes into ``folder``."""
@@ -68,13 +76,13 @@ class Reward(Protocol):
 class OutcomeReward:
     """1 for a right answer, else 0: the GRPO baseline (Shao et al. 2024), an upper reference that needs answers."""
 
-    def __init__(self, floor: float) -> None:
-        self.floor = floor
+    def __init__(self, floor: float, baseline: Baseline = "group") -> None:
+        self.floor, self.baseline = floor, baseline
 
     def advantages(self, batch: Batch) -> tuple[list[np.ndarray], Metrics]:
         """The group-relative outcome, the same for every token."""
         rewards = np.array([float(bool(trace.correct)) for trace in batch.traces]).reshape(-1, batch.group)
-        values = group_advantages(rewards, self.floor).ravel()
+        values = group_advantages(rewards, self.floor, self.baseline).ravel()
         return spread(values, batch.completions), {"reward/mean": float(rewards.mean())}
 
     def learn(self, iteration: int, rollout: Callable[[Sequence[Trace], str], list[Trace]]) -> Metrics:
@@ -97,6 +105,14 @@ def spread(values: np.ndarray, completions: Sequence[Completion]) -> list[np.nda
 # --- the policy loop -------------------------------------------------------------------------------------------------
 
 
+class LossSums(NamedTuple):
+    """Scalars summed over the completion tokens of a batch: what is minimised, and parts of it in nats."""
+
+    loss: Tensor
+    kl: Tensor
+    entropy: Tensor
+
+
 def policy_loss(
     model: PreTrainedModel,
     reference: PreTrainedModel,
@@ -106,24 +122,48 @@ def policy_loss(
     *,
     temperature: float,
     kl: float,
-) -> tuple[Tensor, Tensor]:
-    """Summed policy-gradient loss and summed KL estimate over the completion tokens of a batch.
+    entropy: float = 0.0,
+) -> LossSums:
+    """Policy-gradient loss with a KL penalty and an entropy bonus.
 
     The samples are from the current policy, so the importance ratio is 1 and needs no clipping. KL(policy || reference)
     is estimated per token by exp(d) - d - 1 with d = log ref - log policy (Schulman 2020: unbiased, never negative).
+    The entropy is exact: over the whole vocabulary, of the distribution (at ``temperature``) each token was drawn from.
 
     Args:
         ids, mask: ``(B, T)``, right-padded.
         advantages: ``(B, T)``, NaN on prompt and padding tokens.
         kl: weight of the penalty in the loss.
+        entropy: weight of the bonus in the loss.
     """
     taken = ~advantages.isnan()
-    logprobs = token_logprobs(model, ids, mask, temperature)[taken]
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1][taken[:, 1:]].float() / temperature
+    distribution = logits.log_softmax(-1)
+    logprobs = distribution.gather(-1, ids[taken][:, None]).squeeze(-1)
     with torch.no_grad():
         expected = token_logprobs(reference, ids, mask, temperature)[taken]
     difference = expected - logprobs
     divergence = (difference.exp() - difference - 1).sum()
-    return -(advantages[taken] * logprobs).sum() + kl * divergence, divergence.detach()
+    with torch.set_grad_enabled(entropy > 0):
+        bonus = token_entropy(distribution).sum()
+    loss = -(advantages[taken] * logprobs).sum() + kl * divergence - entropy * bonus
+    return LossSums(loss, divergence.detach(), bonus.detach())
+
+
+def token_entropy(logprobs: Tensor) -> Tensor:
+    """Entropy in nats of each of ``(N, V)`` log-probabilities: ``(N,)``."""
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def adapted_kl_weight(weight: float, kl: float, target: float) -> float:
+    """The KL weight after an iteration, so that the KL settles at ``target`` (Ziegler et al. 2019, section 2.2).
+
+    A proportional controller on the log of the weight: 10 % of the relative error, which is clipped to +-0.2.
+
+    Args:
+        kl: measured in the iteration, in nats per token like ``target``.
+    """
+    return weight * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
 
 
 def policy_step(
@@ -135,9 +175,14 @@ def policy_step(
     params: PolicyParams,
     *,
     rate: float,
+    kl: float,
     batch_tokens: int = 16384,
 ) -> Metrics:
     """One optimiser step on all completions, in micro-batches; the loss is a mean over completion tokens.
+
+    Args:
+        rate: learning rate.
+        kl: weight of the KL penalty.
 
     Raises:
         RairlError: when an advantage, the loss or the gradient is not a number; the weights are left as they were.
@@ -146,53 +191,69 @@ def policy_step(
         raise RairlError("an advantage is not a number: the reward model has diverged; lower reward.learning_rate")
     model.train()
     device = next(model.parameters()).device
-    rows = [item.prompt_ids + item.ids for item in completions]
-    total = sum(len(item.ids) for item in completions)
+    tokens = sum(len(item.ids) for item in completions)
+    share = mine(range(len(completions)))
+    rows = {index: completions[index].prompt_ids + completions[index].ids for index in share}
     optimizer.zero_grad(set_to_none=True)
-    loss_sum = kl_sum = 0.0
-    for batch in batches_by_length([len(row) for row in rows], batch_tokens):
-        ids, mask = pad([rows[index] for index in batch], 0)
+    sums = np.zeros(3)
+    for batch in batches_by_length([len(rows[index]) for index in share], batch_tokens):
+        chosen = [share[at] for at in batch]
+        ids, mask = pad([rows[index] for index in chosen], 0)
         values = torch.full(ids.shape, float("nan"))
-        for row, index in enumerate(batch):
+        for row, index in enumerate(chosen):
             start = len(completions[index].prompt_ids)
             values[row, start : len(rows[index])] = torch.from_numpy(advantages[index]).float()
-        loss, divergence = policy_loss(
+        parts = policy_loss(
             model,
             reference,
             ids.to(device),
             mask.to(device),
             values.to(device),
             temperature=params.temperature,
-            kl=params.kl,
+            kl=kl,
+            entropy=params.entropy,
         )
-        (loss / total).backward()
-        loss_sum += loss.item()
-        kl_sum += divergence.item()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    if not (np.isfinite(loss_sum) and torch.isfinite(norm)):
+        (parts.loss / tokens).backward()
+        sums += [part.item() for part in parts]
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sum_gradients(weights)
+    loss, divergence, entropy = (total(value) / tokens for value in sums)
+    norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    if not (np.isfinite(loss) and torch.isfinite(norm)):
         raise RairlError("the policy's loss or gradient is not a number; lower policy.learning_rate")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    return {"policy/loss": loss_sum / total, "policy/kl": kl_sum / total, "policy/grad_norm": float(norm)}
+    return {
+        "policy/loss": loss,
+        "policy/kl": divergence,
+        "policy/kl_weight": kl,
+        "policy/entropy": entropy,
+        "policy/grad_norm": float(norm),
+    }
 
 
 @dataclass
 class PolicyLoop:
     """Everything one training run needs; :meth:`run` goes from the newest checkpoint to ``params.iterations``.
 
-    Every iteration's randomness comes from (seed, iteration) alone, so a resumed run takes the same numbers as one that
-    was never interrupted.
+    Every iteration's randomness comes from (seed, :attr:`position`) alone, so a resumed run takes the same numbers as
+    one that was never interrupted.
 
     Attributes:
-        policy: the model that moves.
+        policy: the model that moves, by its parameters that require a gradient.
         reference: the frozen SFT policy of the KL penalty.
         prompts: problems without traces.
         reward: what drives the policy.
         checkpoints: folder of this very run (its name holds a hash of parameters and data).
         rollouts: folder for the JSON lines of every iteration's rollouts, or None.
         on_metrics: called with (iteration, metrics) for each iteration, those before a resume included.
-        after_iteration: called with the number of iterations done, for those done now.
+        after_iteration: called with the number of iterations done, for those done now; what it returns (scores on dev)
+            joins the iteration's metrics.
+        guard: when to stop or go back, and which; None never does.
+        done: iterations behind the present weights.
+        history: one row of metrics per iteration.
+        events: what the guard did: iteration, reason and action of each.
     """
 
     policy: PreTrainedModel
@@ -205,74 +266,108 @@ class PolicyLoop:
     checkpoints: Path
     rollouts: Path | None
     on_metrics: Callable[[int, Metrics], None]
-    after_iteration: Callable[[int], None] = lambda done: None
+    after_iteration: Callable[[int], Metrics] = lambda done: {}
+    guard: GuardParams | None = None
+    done: int = field(init=False, default=0)
+    history: list[dict[str, float]] = field(init=False, default_factory=list)
+    events: list[dict[str, str | int]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=self.params.learning_rate, weight_decay=0.0)
-        self.history: list[dict[str, float]] = []
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=self.params.learning_rate, weight_decay=0.0)
+        self.kl_weight = self.params.kl
+        self.good: int | None = None
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the guard has gone back to a good checkpoint."""
+        return sum(event["action"] == "rollback" for event in self.events)
+
+    @property
+    def position(self) -> int:
+        """A number that no other iteration of the run has: one done again after a rollback gets another one."""
+        return self.rollbacks * self.params.iterations + self.done
 
     def run(self, desc: str) -> list[dict[str, float]]:
-        """Train; returns one row of metrics per iteration.
+        """Train; returns one row of metrics per iteration (of those that were rolled back none).
 
         Raises:
             RairlError: when a loss is not a number; it names the iteration and the checkpoint that is kept.
         """
-        start = self.resume()
-        bar = tqdm(
-            range(start, self.params.iterations), desc=desc, unit="it", initial=start, total=self.params.iterations
-        )
-        for iteration in bar:
+        self.resume()
+        if self.good is None:
+            self.save()
+        bar = tqdm(desc=desc, unit="it", initial=self.done, total=self.params.iterations)
+        while self.done < self.params.iterations:
             try:
-                metrics = self.iterate(iteration)
+                metrics = self.iterate()
             except RairlError as error:
                 kept = f"{self.checkpoints}" if checkpoints.latest(self.checkpoints) else "none yet"
-                raise RairlError(f"{desc}, iteration {iteration}: {error}. Last good checkpoint: {kept}") from error
-            self.history.append({"step": iteration, **metrics})
-            self.on_metrics(iteration, metrics)
+                raise RairlError(f"{desc}, iteration {self.done}: {error}. Last good checkpoint: {kept}") from error
+            self.done += 1
+            metrics |= self.after_iteration(self.done)
+            self.history.append({"step": self.done - 1, **metrics})
+            action = self.guarded()
+            self.on_metrics(int(self.history[-1]["step"]), metrics_of(self.history[-1]))
             bar.set_postfix({key.split("/")[-1]: f"{metrics[key]:.2f}" for key in SHOWN if key in metrics})
-            self.after_iteration(iteration + 1)
-            if (iteration + 1) % self.params.checkpoint_every == 0 and iteration + 1 < self.params.iterations:
-                self.save(iteration + 1)
+            if action is not None:
+                self.go_back(action)
+                line = f"{desc}: {self.events[-1]['reason']}: {action}, with the weights after {self.done} iterations"
+                by_first(lambda line=line: bar.write(line))  # type: ignore[misc]
+            if action == "stop":
+                break
+            if action is None and self.done % self.params.checkpoint_every == 0 and self.done < self.params.iterations:
+                self.save()
+            bar.update(self.done - bar.n)
+        bar.close()
         return self.history
 
-    def iterate(self, iteration: int) -> Metrics:
+    def iterate(self) -> Metrics:
         """One iteration: sample, score, move the policy, let the reward learn."""
         clock = time.monotonic()
-        prompts = self.batch_of_prompts(iteration)
-        completions, traces = self.rollout(prompts, self.params.group_size, iteration, "policy", f"it{iteration}-")
+        prompts = self.batch_of_prompts()
+        completions, traces = self.rollout(prompts, self.params.group_size, "policy", f"it{self.done}-")
         sampled = time.monotonic()
         advantages, metrics = self.reward.advantages(Batch(prompts, completions, traces, self.tokenizer))
-        rate = self.params.learning_rate * min(1.0, (iteration + 1) / max(1, self.params.warmup_iterations))
+        rate = self.params.learning_rate * min(1.0, (self.done + 1) / max(1, self.params.warmup_iterations))
         metrics |= policy_step(
-            self.policy, self.reference, self.optimizer, completions, advantages, self.params, rate=rate
+            self.policy,
+            self.reference,
+            self.optimizer,
+            completions,
+            advantages,
+            self.params,
+            rate=rate * 0.5**self.rollbacks,
+            kl=self.kl_weight,
         )
+        if self.params.kl_target is not None:
+            self.kl_weight = adapted_kl_weight(self.kl_weight, metrics["policy/kl"], self.params.kl_target)
         if self.rollouts is not None:
-            write_traces(self.rollouts / f"iteration-{iteration:05d}.jsonl", traces)
+            file = self.rollouts / f"iteration-{self.done:05d}.jsonl"
+            by_first(lambda: write_traces(file, traces))
 
         def rollout(problems: Sequence[Trace], tag: str) -> list[Trace]:
-            return self.rollout(problems, 1, iteration, tag, tag)[1]
+            return self.rollout(problems, 1, tag, tag)[1]
 
-        metrics |= self.reward.learn(iteration, rollout)
+        metrics |= self.reward.learn(self.position, rollout)
         metrics |= rollout_metrics(completions, traces)
         metrics["time/rollout"] = sampled - clock
         metrics["time/iteration"] = time.monotonic() - clock
         return metrics
 
-    def batch_of_prompts(self, iteration: int) -> list[Trace]:
+    def batch_of_prompts(self) -> list[Trace]:
         """The prompts of an iteration: consecutive slices of a shuffle that is redrawn on every pass."""
         size = min(self.params.prompts_per_iteration, len(self.prompts))
         per_pass = len(self.prompts) // size
         order = list(range(len(self.prompts)))
-        random.Random(f"{self.seed}/prompts/{iteration // per_pass}").shuffle(order)
-        at = iteration % per_pass * size
+        random.Random(f"{self.seed}/prompts/{self.position // per_pass}").shuffle(order)
+        at = self.position % per_pass * size
         return [self.prompts[index] for index in order[at : at + size]]
 
-    def rollout(
-        self, prompts: Sequence[Trace], n: int, iteration: int, key: str, tag: str
-    ) -> tuple[list[Completion], list[Trace]]:
+    def rollout(self, prompts: Sequence[Trace], n: int, key: str, tag: str) -> tuple[list[Completion], list[Trace]]:
         """Sample ``n`` completions for each prompt from the current policy."""
-        seed = random.Random(f"{self.seed}/{key}/{iteration}").getrandbits(31)
-        completions = sample(
+        seed = random.Random(f"{self.seed}/{key}/{self.position}").getrandbits(31)
+        completions = sample_together(
             self.policy,
             self.tokenizer,
             [prompt.problem for prompt in prompts],
@@ -281,38 +376,87 @@ class PolicyLoop:
             temperature=self.params.temperature,
             seed=seed,
         )
-        meta = {"step": iteration, "seed": seed}
+        meta = {"step": self.done, "seed": seed}
         return completions, to_traces(completions, prompts, self.tokenizer, source="policy", tag=tag, meta=meta)
+
+    # --- guard ------------------------------------------------------------------------------------------------------
+
+    def guarded(self) -> str | None:
+        """Let the guard look at the history and note what it finds: 'stop', 'rollback', or None to go on."""
+        if self.guard is None or self.guard.action == "off":
+            return None
+        self.history[-1]["guard/rollbacks"] = self.rollbacks
+        guard = self.guard
+        reason = by_first(lambda: collapse(self.history, guard))
+        if reason is None:
+            return None
+        action = "stop" if self.rollbacks == MAX_ROLLBACKS else self.guard.action
+        self.history[-1]["guard/stopped"] = float(action == "stop")
+        self.events.append({"iteration": self.done - 1, "reason": reason, "action": action})
+        return action
+
+    def go_back(self, action: str) -> None:
+        """Load the last good checkpoint; after a stop the history still shows what led to it."""
+        found = checkpoints.load(self.checkpoints, self.good)
+        if found is None:
+            raise RairlError(f"{self.checkpoints} holds no checkpoint to go back to")
+        history, events = self.history, self.events
+        self.restore(*found)
+        self.events = events
+        if action == "stop":
+            self.history = history
+        else:
+            self.save()
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
-    def save(self, iteration: int) -> None:
-        """Keep policy, reward, both optimisers, replay buffer and history."""
+    def save(self) -> None:
+        """Keep policy, reward, both optimisers, replay buffer and history; beside it stays the last good checkpoint."""
+        guard = self.guard
+        if guard is None or not by_first(lambda: begun(self.history, guard)):
+            self.good = self.position
 
         def state(folder: Path) -> dict[str, Any]:
             return {
-                "iteration": iteration,
-                "policy": self.policy.state_dict(),
+                "done": self.done,
+                "good": self.good,
+                "policy": trained_weights(self.policy),
                 "optimizer": self.optimizer.state_dict(),
+                "kl_weight": self.kl_weight,
                 "reward": self.reward.state(folder),
                 "history": json.dumps(self.history),
+                "events": json.dumps(self.events),
             }
 
-        checkpoints.save(self.checkpoints, iteration, state)
+        checkpoints.save(self.checkpoints, self.position, state, keep=self.good)
 
     def resume(self) -> int:
         """Load the newest checkpoint, if there is one; returns the iteration to go on with."""
         found = checkpoints.load(self.checkpoints)
-        if found is None:
-            return 0
-        state, folder = found
-        self.policy.load_state_dict(state["policy"])
+        if found is not None:
+            self.restore(*found)
+            for row in self.history:
+                self.on_metrics(int(row["step"]), metrics_of(row))
+        return self.done
+
+    def restore(self, state: dict[str, Any], folder: Path) -> None:
+        """Inverse of what :meth:`save` kept."""
+        self.policy.load_state_dict(state["policy"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.reward.restore(state["reward"], folder)
-        self.history = json.loads(state["history"])
-        for row in self.history:
-            self.on_metrics(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
-        return int(state["iteration"])
+        self.done, self.good, self.kl_weight = state["done"], state["good"], state["kl_weight"]
+        self.history, self.events = json.loads(state["history"]), json.loads(state["events"])
+
+
+def trained_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights that learn, by name; those of a frozen body need no checkpoint."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name in trained}
+
+
+def metrics_of(row: dict[str, float]) -> Metrics:
+    """A row of the history without its step."""
+    return {key: value for key, value in row.items() if key != "step"}
 
 
 SHOWN = ("reward/mean", "rollout/correct", "policy/kl", "discriminator/gap")

@@ -1,7 +1,8 @@
 """Resumable state of a training run, kept apart from the stage's outputs (which DVC deletes before it runs a stage).
 
 The folder's name holds a hash of the parameters, of every input file and of the learning code, so a run never resumes
-from the state of a different configuration. A checkpoint appears whole or not at all; only the newest is kept.
+from the state of a different configuration. A checkpoint appears whole or not at all; only the newest is kept, and one
+more where a run asks for it. Of several processes the first one writes; all read, from a file system that they share.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rairl.learn.distributed import barrier, by_first, world
 from rairl.params import Params
 
 
@@ -32,33 +37,51 @@ def checkpoint_folder(stage: str, params: Params, inputs: Sequence[Path]) -> Pat
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
-    return max(folder.glob("at-*"), default=None)
+    return max(folder.glob("at-*"), key=lambda path: int(path.name.removeprefix("at-")), default=None)
 
 
-def save(folder: Path, at: int, make: Callable[[Path], dict[str, Any]]) -> None:
-    """Write the checkpoint of position ``at``; ``make(draft)`` returns the state and may add files to ``draft``."""
-    import torch
-
-    draft = folder / f".part-{at}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    torch.save(make(draft), draft / "state.pt")
-    older = latest(folder)
-    target = folder / f"at-{at:06d}"
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
-    if older is not None and older != target:
-        shutil.rmtree(older)
+def place(folder: Path, at: int) -> Path:
+    """Folder of the checkpoint of a position."""
+    return folder / f"at-{at:06d}"
 
 
-def load(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """The newest checkpoint's state and its folder, or None. Only tensors and plain values are unpickled."""
-    import torch
+def save(folder: Path, at: int, make: Callable[[Path], dict[str, Any]], *, keep: int | None = None) -> None:
+    """Write the checkpoint of position ``at``, which is above that of all before it, and remove the older ones.
 
-    newest = latest(folder)
-    return None if newest is None else (torch.load(newest / "state.pt", weights_only=True), newest)
+    Args:
+        make: ``make(draft)`` returns the state and may add files to ``draft``. It is called in every process, because
+            it may also tidy up; what the first one makes is kept.
+        keep: position of an older checkpoint that stays.
+    """
+
+    def write() -> None:
+        draft = folder / f".part-{at}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        torch.save(make(draft), draft / "state.pt")
+        target = place(folder, at)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        kept = {target} if keep is None else {target, place(folder, keep)}
+        for older in set(folder.glob("at-*")) - kept:
+            shutil.rmtree(older)
+
+    if world()[0]:
+        with tempfile.TemporaryDirectory() as scratch:
+            make(Path(scratch))
+    by_first(write)
+
+
+def load(folder: Path, at: int | None = None) -> tuple[dict[str, Any], Path] | None:
+    """State and folder of the checkpoint of a position, else of the newest; None without any.
+
+    Only tensors and plain values are unpickled.
+    """
+    found = latest(folder) if at is None else place(folder, at)
+    return None if found is None else (torch.load(found / "state.pt", weights_only=True), found)
 
 
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a run that has finished."""
-    shutil.rmtree(folder, ignore_errors=True)
+    barrier()  # another process may still be reading
+    by_first(lambda: shutil.rmtree(folder, ignore_errors=True))

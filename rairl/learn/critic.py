@@ -1,13 +1,13 @@
 """The reward model as a discriminator: its decisions on traces, and its loss on the material of one update.
 
-Several processes hold the same traces and weights; each reads the traces on its share of the prompts.
+Several processes hold the same traces and weights; each reads its share of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from rairl.traces import Trace
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+T = TypeVar("T")
 Policy = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 
 
@@ -80,11 +81,24 @@ class Critic:
     @torch.no_grad()
     def evidence(self, traces: Sequence[Trace]) -> np.ndarray:
         """The logit of each whole trace, ``(N,)``: its last one; in form ``airl`` the sum over its units."""
-        own = _own_share(traces)
-        mine = [traces[index] for index in own]
+
+        def judge(own: list[Trace]) -> list[float]:
+            reads = self.model.read(own, memo=self.memo)
+            return self._last(self._logits(reads, own), reads, len(own)).tolist()
+
         self.model.eval()
-        reads = self.model.read(mine, memo=self.memo)
-        return _in_order(own, self._last(self._logits(reads, mine), reads, len(mine)))
+        return np.array(_in_shares(traces, judge))
+
+    @torch.no_grad()
+    def reads(self, traces: Sequence[Trace]) -> list[np.ndarray]:
+        """The reward model's logit at every read of each trace, ``(K,)`` each."""
+
+        def read(own: list[Trace]) -> list[np.ndarray]:
+            reads = self.model.read(own)
+            return split_reads(self.model.logits(reads).double().cpu().numpy(), reads, len(own))
+
+        self.model.eval()
+        return _in_shares(traces, read)
 
     def _logits(self, reads: Reads, traces: Sequence[Trace]) -> Tensor:
         """The logit whose sign is the decision on each read: shape ``(R,)``."""
@@ -103,6 +117,12 @@ class Critic:
         logits = logits.detach()
         values = logits if self.params.form == "logit" else running_sum(logits, reads.trace)
         return np.array([values[-1] for values in split_reads(values.double().cpu().numpy(), reads, count)])
+
+
+def _in_shares(traces: Sequence[Trace], compute: Callable[[list[Trace]], list[T]]) -> list[T]:
+    """``compute(traces)``, one value per trace, each process computing its share."""
+    own = distributed.mine(traces)
+    return distributed.gather(compute(own) if own else [])
 
 
 def _own_share(traces: Sequence[Trace]) -> list[int]:

@@ -15,11 +15,11 @@ import torch
 from rairl.errors import RairlError
 from rairl.learn import distributed
 from rairl.learn.adversarial import Batch, Metrics, spread
-from rairl.learn.alignment import reads_of, split_reads, spread_reads
+from rairl.learn.alignment import reads_of, spread_reads
 from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
 from rairl.learn.critic import Critic, Policy
 from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
-from rairl.learn.lengths import centre_lengths, length_slope
+from rairl.learn.lengths import centre_lengths
 from rairl.learn.material import compose, switched
 from rairl.learn.replay import Replay
 from rairl.learn.rollouts import character_ends
@@ -106,21 +106,18 @@ class LearnedReward:
 
         The metrics are of the reads as they come: neither clipped nor scaled.
         """
-        self.seen = distributed.gather(batch.traces)
-        with self.scoring(), torch.no_grad():
-            self.model.eval()
-            reads = self.model.read(batch.traces)
-            logits = self.model.logits(reads).double().cpu().numpy()
-        per_trace = split_reads(logits, reads, len(batch.traces))
-        lengths = [len(item.ids) for item in batch.completions]
-        correct = [float("nan") if trace.correct is None else float(trace.correct) for trace in batch.traces]
-        everyone = [_everyone(values, batch.group) for values in ([one[-1] for one in per_trace], lengths, correct)]
-        metrics = reward_metrics(*everyone)
+        self.seen = batch.traces
+        with self.scoring():
+            per_trace = self.critic.reads(batch.traces)
+        last = np.array([values[-1] for values in per_trace]).reshape(-1, batch.group)
+        lengths = np.array([len(item.ids) for item in batch.completions], dtype=float).reshape(last.shape)
+        correct = np.array([trace.correct for trace in batch.traces], dtype=float).reshape(last.shape)
+        metrics = reward_metrics(last, lengths, correct)
         if self.params.clip is not None:
             per_trace = [values.clip(-self.params.clip, self.params.clip) for values in per_trace]
         rule = self.params.credit
         if rule == "mean" or rule == "last":
-            return spread(self._trace_advantages(per_trace, lengths, batch.group), batch.completions), metrics
+            return spread(self._trace_advantages(per_trace, lengths), batch.completions), metrics
         scale = self._scale(np.concatenate([increments(values) for values in per_trace]))
         per_trace = [values / scale for values in per_trace]
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
@@ -131,20 +128,19 @@ class LearnedReward:
             for values, trace, completion in zip(flat, batch.traces, batch.completions, strict=True)
         ], metrics
 
-    def _trace_advantages(self, per_trace: Sequence[np.ndarray], tokens: Sequence[int], group: int) -> np.ndarray:
-        """One advantage per trace, from its last or its mean read: shape ``(N,)``."""
+    def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
+        """One advantage per trace, from its last or its mean read: lengths are ``(P, G)``, the result ``(P * G,)``."""
         rewards = np.array([one[-1] if self.params.credit == "last" else one.mean() for one in per_trace])
-        rewards = (rewards / self._scale(rewards)).reshape(-1, group)
+        rewards = (rewards / self._scale(rewards)).reshape(lengths.shape)
         if self.params.length_control == "centre":
-            slope = length_slope(_everyone(rewards.ravel(), group), _everyone(tokens, group))
-            rewards = centre_lengths(rewards, np.array(tokens, dtype=float).reshape(-1, group), slope)
+            rewards = centre_lengths(rewards, lengths)
         return group_advantages(rewards, self.floor, self.baseline).ravel()
 
     def _scale(self, rewards: np.ndarray) -> float:
         """What rewards are divided by: their standard deviation over all iterations so far, this one included."""
         if not self.params.normalise:
             return 1.0
-        self.running.add(distributed.gather(rewards.tolist()))
+        self.running.add(rewards)
         return self.running.std or 1.0
 
     # --- learning ---------------------------------------------------------------------------------------------------
@@ -284,8 +280,3 @@ class LearnedReward:
 def unique_ids(traces: Iterable[Trace]) -> list[Trace]:
     """Copies whose ids are numbered, since rollouts of different iterations share theirs."""
     return [replace(trace, id=f"{index}:{trace.id.split(':')[-1]}") for index, trace in enumerate(traces)]
-
-
-def _everyone(values: Sequence[float] | np.ndarray, group: int) -> np.ndarray:
-    """Values of all processes' samples, shape ``(P, group)``."""
-    return np.array(distributed.gather(list(values)), dtype=float).reshape(-1, group)

@@ -1,27 +1,41 @@
 """Several processes as one: each takes its share of the work, and gradients are summed before every optimiser step.
 
-Under ``accelerate launch`` every process holds the same weights, optimiser and replay buffer. Losses are written as sums
-divided by *global* counts, so the sum of the processes' gradients is the gradient of the whole batch, whatever the
-shares. In a single process every function here is the identity.
+Under ``accelerate launch`` or ``torchrun`` every process holds the same weights, optimiser and replay buffer. Losses
+are written as sums divided by *global* counts, so the sum of the processes' gradients is the gradient of the whole
+batch, whatever the shares. In a single process every function here is the identity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=1)
+"""How long a process waits for the others: longer than what one of them does alone (scoring on dev, saving)."""
 
 
 def world() -> tuple[int, int]:
     """Rank of this process and number of processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    state = _state()
+    return state.process_index, state.num_processes
+
+
+def _state() -> PartialState:
     from accelerate import PartialState
 
-    state = PartialState()
-    return state.process_index, state.num_processes
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 def mine(items: Sequence[T]) -> list[T]:
@@ -32,14 +46,26 @@ def mine(items: Sequence[T]) -> list[T]:
 
 def gather(items: list[T]) -> list[T]:
     """The lists of all processes, concatenated in the order of their ranks."""
+    if world()[1] == 1:
+        return items
     from accelerate.utils import gather_object
 
-    return items if world()[1] == 1 else gather_object(items)
+    return gather_object(items)
 
 
 def total(value: float) -> float:
     """Sum of a number over all processes."""
     return float(sum(gather([value])))
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    gather([])
+
+
+def by_first(make: Callable[[], T]) -> T:
+    """``make()``, called by the first process alone: what writes files. All get the result, and wait for it."""
+    return gather([make()] if world()[0] == 0 else [])[0]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -48,7 +74,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     kept = list(parameters)
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in kept])
-    summed: Tensor = _all_reduce(flat)
+    summed = _all_reduce(flat)
     at = 0
     for parameter in kept:
         parameter.grad = summed[at : at + parameter.numel()].view_as(parameter).clone()
@@ -56,5 +82,6 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _all_reduce(values: Tensor) -> Tensor:
-    torch.distributed.all_reduce(values)
-    return values
+    there = values.to(_state().device)  # NCCL moves tensors of its own device only
+    torch.distributed.all_reduce(there)
+    return there.to(values.device)

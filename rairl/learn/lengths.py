@@ -36,15 +36,14 @@ def length_slope(rewards: np.ndarray, lengths: np.ndarray) -> float:
     return float((deviations * _centred(rewards)).sum()) / variation if variation else 0.0
 
 
-def centre_lengths(rewards: np.ndarray, lengths: np.ndarray, slope: float) -> np.ndarray:
-    """Rewards without the part that is linear in length; the mean of every group stays.
+def centre_lengths(rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Rewards without the part that is linear in length (:func:`length_slope`); the mean of every group stays.
 
     Args:
         rewards: shape ``(P, G)``.
         lengths: shape ``(P, G)``.
-        slope: from :func:`length_slope`, over the groups of all processes.
     """
-    return rewards - slope * _centred(lengths)
+    return rewards - length_slope(rewards, lengths) * _centred(lengths)
 
 
 def _centred(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rairl.answers import answers_match, extract_answer
 from rairl.datasets import arithmetic
+from rairl.learn.distributed import gather, mine
 from rairl.models.policy import pad, render_prompt
 from rairl.segment import think_lines
 from rairl.traces import Trace
@@ -47,16 +48,21 @@ def sample(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    first: int = 0,
     rows_per_batch: int = 512,
 ) -> list[Completion]:
     """Draw ``n`` completions for each problem; the n of one problem are adjacent in the result.
 
+    Each token's randomness is one uniform number that belongs to (seed, problem's index, sample, position) alone, so
+    neither the batches nor a split of the problems among processes changes what is drawn.
+
     Args:
         temperature: 0 decodes greedily (then n is usually 1).
-        seed: of this call's own generator; equal arguments give equal samples, whatever ran before.
+        seed: equal arguments give equal samples, whatever ran before.
+        first: index of the first problem in the list that this is a part of.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator(device=device).manual_seed(seed)
+    if not problems:
+        return []
     prompts = tokenizer([render_prompt(tokenizer, problem) for problem in problems], add_special_tokens=False)[
         "input_ids"
     ]
@@ -64,8 +70,23 @@ def sample(
     completions: list[Completion] = []
     for start in range(0, len(prompts), per_batch):
         batch = prompts[start : start + per_batch]
-        completions += _sample_batch(model, tokenizer, batch, n, max_new_tokens, temperature, generator)
+        draws = [uniforms(seed, first + start + index, (n, max_new_tokens)) for index in range(len(batch))]
+        completions += _sample_batch(model, tokenizer, batch, n, temperature, torch.from_numpy(np.concatenate(draws)))
     return completions
+
+
+def sample_together(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[str], **options: Any
+) -> list[Completion]:
+    """What :func:`sample` gives, each process having drawn its share of the problems."""
+    indices = mine(range(len(problems)))
+    first = indices[0] if indices else 0
+    return gather(sample(model, tokenizer, mine(problems), first=first, **options))
+
+
+def uniforms(seed: int, index: int, shape: tuple[int, int]) -> np.ndarray:
+    """Numbers in [0, 1) of the problem at ``index``: one per sample and position."""
+    return np.random.default_rng((seed, index)).random(shape)
 
 
 def _sample_batch(
@@ -73,9 +94,8 @@ def _sample_batch(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     n: int,
-    max_new_tokens: int,
     temperature: float,
-    generator: torch.Generator,
+    draws: Tensor,
 ) -> list[Completion]:
     from transformers import DynamicCache
 
@@ -94,11 +114,12 @@ def _sample_batch(
     rows = len(prompts) * n
     alive = torch.arange(rows, device=device)
     tokens: list[tuple[Tensor, Tensor, Tensor]] = []
-    for step in range(max_new_tokens):
-        picked, logprob = draw(logits, temperature, generator)
+    draws = draws.to(device)
+    for step in range(draws.shape[1]):
+        picked, logprob = draw(logits, temperature, draws[alive, step])
         tokens.append((alive.cpu(), picked.cpu(), logprob.cpu()))
         going = picked != tokenizer.eos_token_id
-        if step + 1 == max_new_tokens or not going.any():
+        if step + 1 == draws.shape[1] or not going.any():
             break
         # Dropping finished rows costs a copy of the cache, so it waits until a quarter of the batch is done.
         if going.float().mean() < 0.75:
@@ -114,14 +135,23 @@ def _sample_batch(
     return _collect(tokens, prompts, n, tokenizer.eos_token_id)
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sample one token per row of ``(B, V)`` logits; return ids ``(B,)`` and log-probabilities at temperature 1."""
+def draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Pick one token per row by the inverse of the cumulative distribution, or greedily at temperature 0.
+
+    Args:
+        logits: ``(B, V)``.
+        uniform: ``(B,)`` numbers in [0, 1), float64.
+
+    Returns:
+        Ids ``(B,)`` and their log-probabilities at temperature 1, in nats.
+    """
     logprobs = logits.float().log_softmax(-1)
     if temperature == 0:
         picked = logprobs.argmax(-1)
     else:
-        weights = (logprobs / temperature).softmax(-1)
-        picked = torch.multinomial(weights, 1, generator=generator).squeeze(-1)
+        # In float64, where u * total stays below the total: the token found always has a probability above 0.
+        cumulative = (logprobs / temperature).softmax(-1).double().cumsum(-1)
+        picked = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
     return picked, logprobs.gather(-1, picked[:, None]).squeeze(-1)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rairl.errors import RairlError
-from rairl.learn import checkpoints
+from rairl.learn import checkpoints, distributed
 from rairl.models.policy import encode, pad
 from rairl.traces import Trace
 
@@ -144,20 +144,36 @@ def _epoch(model: PreTrainedModel, plan: Fit, epoch: int, bar: tqdm[None], pad_i
     model.train()
     total, batches = 0.0, plan.batches(epoch)
     for batch in batches:
-        loss = lm_loss(model, batch, pad_id)
-        if not torch.isfinite(loss):
-            raise RairlError(f"the loss is {loss.item()} at batch {bar.n} of {bar.desc}; lower the learning rate")
         model.zero_grad(set_to_none=True)
-        loss.backward()
+        value = _backward(model, batch, pad_id)
+        if not math.isfinite(value):
+            raise RairlError(f"the loss is {value} at batch {bar.n} of {bar.desc}; lower the learning rate")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in plan.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = plan.rate(bar.n)
             optimizer.step()
-        total += loss.item()
+        total += value
         bar.update(1)
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.set_postfix(loss=f"{value:.3f}", refresh=False)
     return {"train/loss": total / max(1, len(batches)), "batches": bar.n}
+
+
+def _backward(model: PreTrainedModel, batch: Sequence[Example], pad_id: int) -> float:
+    """Gradient of the batch's mean loss per token, each process having done its share; returns the loss."""
+    share = distributed.mine(batch)
+    value = 0.0
+    if share:
+        loss = lm_loss(model, share, pad_id) * (supervised(share) / supervised(batch))
+        loss.backward()
+        value = loss.item()
+    distributed.sum_gradients(model.parameters())
+    return distributed.total(value)
+
+
+def supervised(batch: Sequence[Example]) -> int:
+    """Tokens that carry loss: all but the leading ones, and never the first, which nothing predicts."""
+    return sum(len(ids) - max(skip, 1) for ids, skip in batch)
 
 
 def adamw(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
@@ -187,7 +203,7 @@ def mean_loss(model: PreTrainedModel, rows: Sequence[Example], pad_id: int, batc
     total = weight = 0.0
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        tokens = sum(len(ids) - max(skip, 1) for ids, skip in batch)
+        tokens = supervised(batch)
         total += lm_loss(model, batch, pad_id).item() * tokens
         weight += tokens
     return total / weight

@@ -57,11 +57,11 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     """The model without adapters that computes the same; ``model`` itself, which is left as it was, if it has none."""
     if not hasattr(model, "peft_config"):
         return model
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear
 
     plain = twin(model)
     for name, layer in list(plain.named_modules()):
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, Linear):
             base = layer.get_base_layer()
             with torch.no_grad():
                 base.weight = nn.Parameter(base.weight + layer.get_delta_weight(NAME).to(base.weight.dtype))
@@ -75,7 +75,7 @@ def save_lora(folder: Path, adapted: PeftModel) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    adapted.peft_config[NAME].save_pretrained(folder)
+    adapted.peft_config[NAME].save_pretrained(str(folder))
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     save_file({key: value.contiguous() for key, value in weights.items()}, folder / "adapter_model.safetensors")
 

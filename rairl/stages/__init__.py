@@ -98,6 +98,9 @@ OUTPUTS: dict[str, dict[str, str]] = {
 }
 """Per stage, the argument and default path of each output. ``metrics`` is written by :func:`run_stage` itself."""
 
+TOGETHER = ("base", "sft", "grpo", "rairl")
+"""The stages whose work several processes share, see :mod:`rairl.learn.distributed`."""
+
 
 def producer(path: str) -> str:
     """The stage that writes ``path`` (a default path of :data:`INPUTS`)."""
@@ -129,7 +132,9 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
     """Run one stage and write its metrics file.
 
     The stage writes into a scratch folder beside its outputs; they replace the old ones when it has succeeded, so a
-    stage that fails or is interrupted leaves what was there before.
+    stage that fails or is interrupted leaves what was there before. Of several processes (``accelerate launch``,
+    ``torchrun``) the first one does all this; the others share the work of a stage in :data:`TOGETHER` and wait
+    for the rest.
 
     Args:
         name: one of :data:`STAGES`.
@@ -143,15 +148,43 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
     Raises:
         RairlError: for a missing input (it names the stage to run first) and for whatever the stage refuses.
     """
-    from rairl.stats import exact
-    from rairl.tracking import stage_run
-
     inputs, outputs = stage_paths(name, root=root, **paths)
     for arg, path in inputs.items():
         if not path.exists():
             first = producer(INPUTS[name][arg])
             raise RairlError(f"stage {name} needs {path}, which does not exist; run `rairl stage {first}` first")
-    stage: Callable[..., dict[str, Estimate]] = getattr(import_module(f"rairl.stages.{name}"), name)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _lead(name, params, root, inputs, outputs)
+    if os.environ["RANK"] == "0":
+        figures = _lead(name, params, root, inputs, outputs)
+    elif name in TOGETHER:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: the bars are the first process's
+        _follow(name, params, inputs, outputs)
+    from rairl.learn.distributed import by_first
+
+    return by_first(lambda: figures)
+
+
+def _stage(name: str) -> Callable[..., dict[str, Estimate]]:
+    return getattr(import_module(f"rairl.stages.{name}"), name)
+
+
+def _follow(name: str, params: Params, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
+    """Share the work of a stage whose results another process keeps: nothing is tracked, and the files go."""
+    from rairl.tracking import NullRun
+
+    with tempfile.TemporaryDirectory(prefix="rairl-") as scratch:
+        drafts = {arg: Path(scratch) / arg for arg in outputs if arg != "metrics"}
+        _stage(name)(params, NullRun(), **inputs, **drafts)
+
+
+def _lead(
+    name: str, params: Params, root: Path, inputs: Mapping[str, Path], outputs: dict[str, Path]
+) -> dict[str, Estimate]:
+    from rairl.stats import exact
+    from rairl.tracking import stage_run
+
+    stage = _stage(name)
     metrics = outputs.pop("metrics")
     metrics.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

@@ -50,7 +50,7 @@ def grpo(params: Params, run: Run, *, data: Path, sft: Path, model: Path, histor
         reference=make_trainable(policy, params.policy, seed=params.seed),
         tokenizer=tokenizer,
         prompts=prompts,
-        reward=OutcomeReward(params.policy.advantage_floor),
+        reward=OutcomeReward(params.policy.advantage_floor, params.policy.baseline),
         params=params.policy,
         seed=params.seed,
         checkpoints=checkpoint_folder("grpo", params, [data / "card.json", sft]),

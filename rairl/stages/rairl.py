@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def rairl(
     Answers of the prompts are never read; the dev criterion needs held-out expert traces, answers included, only.
 
     Args:
-        params: ``reward`` and ``policy`` act here.
+        params: ``reward``, ``policy`` and ``guard`` act here.
         run: metrics per update and iteration; every reward checkpoint becomes a registered version.
         data: the prepared splits.
         base: folder of the base model.
@@ -46,10 +47,12 @@ def rairl(
         reward: folder for the best reward checkpoint.
         checkpoints: folder for all of them.
         rollouts: folder for the rollouts, one JSON-lines file per iteration.
-        history: folder for ``history.json``.
+        history: folder for ``history.json`` and ``guard.json``: what the collapse guard did, a list of iteration,
+            reason in words, and action.
 
     Returns:
-        Dev scores of the chosen checkpoint (``rairl.dev.*``), its step (``rairl.step``), and ``rairl.train_correct``.
+        Dev scores of the chosen checkpoint (``rairl.dev.*``), its step (``rairl.step``), and ``rairl.train_correct``:
+        share of right rollouts in the last ten iterations behind the policy.
     """
     from rairl.learn.checkpoints import checkpoint_folder, clear
 
@@ -63,17 +66,22 @@ def rairl(
     (work / "rollouts").mkdir(parents=True, exist_ok=True)
     training = _Training(params, run, data, base, sft, work)
     rows = training.run()
+    training.register()
     training.choose(reward)
     if not params.logged:
         training.save_policy(policy)
     for source, target in ((work / "rewards", checkpoints), (work / "rollouts", rollouts)):
         shutil.copytree(source, target)
     write_history(history, rows)
+    (history / "guard.json").write_text(json.dumps(training.events, indent=1) + "\n")
     step, scores = training.best()
     clear(work)
     figures = {f"rairl.{key.replace('/', '.')}": exact(value) for key, value in scores.items()}
     figures["rairl.step"] = exact(step)
-    return figures if params.logged else {**figures, "rairl.train_correct": recent(rows, "rollout/correct")}
+    if params.logged:
+        return figures
+    standing = rows[: training.done] or rows  # after a stop of the guard, the iterations behind the policy
+    return {**figures, "rairl.train_correct": recent(standing, "rollout/correct")}
 
 
 class _Training:
@@ -103,6 +111,8 @@ class _Training:
             temperature=params.policy.temperature,
         )
         self.rows: list[dict[str, float]] = []
+        self.done = 0
+        self.events: list[dict[str, str | int]] = []
 
     def _new_reward(self) -> RewardModel:
         """The untrained reward on the body that ``reward.backbone`` names."""
@@ -129,12 +139,12 @@ class _Training:
     def _rollouts(self, folder: Path, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
         import random
 
-        from rairl.learn.rollouts import sample, to_traces
+        from rairl.learn.rollouts import sample_together, to_traces
         from rairl.models.policy import load_policy
 
         model, tokenizer = load_policy(folder)
         seed = random.Random(f"{self.params.seed}/{key}").getrandbits(31)
-        completions = sample(
+        completions = sample_together(
             model,
             tokenizer,
             [prompt.problem for prompt in prompts],
@@ -156,16 +166,18 @@ class _Training:
         loop = None if self.params.logged else self._loop()
         if checkpoints.latest(self.work) is None:
             self._warm_up()
-            self._keep(0)
-            if loop is not None:
-                loop.save(0)
+            self.log.log(self._keep(0), step=0)
         if loop is None:
             return self.rows
-        return [*self.rows, *loop.run("rairl")]
+        rows = loop.run("rairl")
+        self.done, self.events = loop.done, loop.events
+        self._settle(loop.done)
+        return [*self.rows, *rows]
 
     def _warm_up(self) -> None:
         from tqdm import tqdm
 
+        from rairl.learn.distributed import by_first
         from rairl.traces import write_traces
 
         if self.params.logged:
@@ -176,7 +188,7 @@ class _Training:
                 *self._rollouts(self.base, self.demos, n, "warmup-base"),
                 *self._rollouts(self.sft, self.demos, n, "warmup-sft"),
             ]
-            write_traces(self.work / "rollouts" / "warmup.jsonl", negatives)
+            by_first(lambda: write_traces(self.work / "rollouts" / "warmup.jsonl", negatives))
         updates = self.params.reward.warmup_updates
         bar = tqdm(total=updates, desc="reward warm-up", unit="update")
 
@@ -186,7 +198,7 @@ class _Training:
             if self.params.logged:
                 self.rows.append({"step": bar.n, **metrics})
                 if (bar.n + 1) % self.params.reward.register_every == 0 and bar.n + 1 < updates:
-                    self._keep(bar.n + 1)
+                    self.log.log(self._keep(bar.n + 1), step=bar.n + 1)
             bar.update(1)
             bar.set_postfix(loss=f"{metrics['discriminator/loss']:.3f}", refresh=False)
 
@@ -196,9 +208,9 @@ class _Training:
     def _loop(self):  # type: ignore[no-untyped-def]
         from rairl.learn.adversarial import PolicyLoop
 
-        def after(done: int) -> None:
-            if done % self.params.reward.register_every == 0 or done == self.params.policy.iterations:
-                self._keep(done)
+        def after(done: int) -> dict[str, float]:
+            due = done % self.params.reward.register_every == 0 or done == self.params.policy.iterations
+            return self._keep(done) if due else {}
 
         return PolicyLoop(
             policy=self.policy,
@@ -212,21 +224,46 @@ class _Training:
             rollouts=self.work / "rollouts",
             on_metrics=lambda iteration, metrics: self.log.log(metrics, step=iteration),
             after_iteration=after,
+            guard=self.params.guard,
         )
 
     # --- reward checkpoints -----------------------------------------------------------------------------------------
 
-    def _keep(self, step: int) -> None:
-        """Score the reward on dev, calibrate it there, save and register it."""
+    def _keep(self, step: int) -> dict[str, float]:
+        """Score the reward on dev, calibrate it there and save it; returns the scores."""
         from rairl.evaluate.calibrate import dev_scores
+        from rairl.learn.distributed import by_first
 
-        folder = self.work / "rewards" / f"step-{step:05d}"
-        with self.reward.scoring():
-            scores, self.model.calibration = dev_scores(self.model, self.dev)
-            self.model.save_pretrained(folder)
-        write_scores(folder, step, scores)
-        self.log.log(scores, step=step)
-        self.log.register_reward(folder, step, scores)
+        def keep() -> dict[str, float]:
+            folder = self._checkpoint(step)
+            with self.reward.scoring():
+                scores, self.model.calibration = dev_scores(self.model, self.dev)
+                self.model.save_pretrained(folder)
+            write_scores(folder, step, scores)
+            return scores
+
+        return by_first(keep)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.work / "rewards" / f"step-{step:05d}"
+
+    def _settle(self, done: int) -> None:
+        """Make the reward after ``done`` iterations the last checkpoint, where the guard has gone back to it."""
+        from rairl.learn.distributed import by_first
+
+        def drop_later() -> bool:
+            for folder in (self.work / "rewards").iterdir():
+                if read_scores(folder)[0] > done:
+                    shutil.rmtree(folder)
+            return self._checkpoint(done).exists()
+
+        if not by_first(drop_later):
+            self._keep(done)
+
+    def register(self) -> None:
+        """Make every checkpoint a version; only now is it known which ones the guard has let stand."""
+        for folder in sorted((self.work / "rewards").iterdir()):
+            self.log.register_reward(folder, *read_scores(folder))
 
     def best(self) -> tuple[int, dict[str, float]]:
         """Step and dev scores of the best checkpoint; the later of equals."""
@@ -239,7 +276,7 @@ class _Training:
         """Copy the best checkpoint to ``target`` and give its version the alias ``champion``."""
         from rairl.evaluate.calibrate import CRITERION
 
-        shutil.copytree(self.work / "rewards" / f"step-{self.best()[0]:05d}", target)
+        shutil.copytree(self._checkpoint(self.best()[0]), target)
         self.log.promote_champion(CRITERION)
 
     def save_policy(self, target: Path) -> None:
@@ -251,14 +288,10 @@ class _Training:
 
 def write_scores(folder: Path, step: int, scores: dict[str, float]) -> None:
     """Dev scores beside a reward checkpoint."""
-    import json
-
     (folder / "dev.json").write_text(json.dumps({"step": step, "scores": scores}, indent=1) + "\n")
 
 
 def read_scores(folder: Path) -> tuple[int, dict[str, float]]:
     """Inverse of :func:`write_scores`."""
-    import json
-
     row = json.loads((folder / "dev.json").read_text())
     return int(row["step"]), row["scores"]
