@@ -62,7 +62,7 @@ def move(model: nn.Module, reference: nn.Module, folder: Path, demos: list[Trace
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
     advantages = [np.linspace(-1, 1, len(item.ids)) for item in completions]
     for _ in range(steps):
-        policy_step(model, reference, optimizer, completions, advantages, params.policy, rate=0.1, kl=0.02)
+        policy_step(model, reference, optimizer, completions, advantages, params.policy, rate=0.1, kl=params.policy.kl)
 
 
 # --- one model -------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_policy_and_reward_share_a_body_and_leave_each_other_alone(
     reference = make_trainable(policy, params.policy, seed=0)
     reward = LearnedReward(reward_on(reference, tokenizer, params.reward, seed=1), demos, params.reward, 0.5, seed=0)
     model = reward.model
-    assert (reward.memo is not None) == (kind == "head")  # reads of a body that learns must not be kept
+    assert (reward.critic.memo is not None) == (kind == "head")  # reads of a body that learns must not be kept
 
     tensors = {value.data_ptr(): value for each in (policy, reference, model) for value in each.parameters()}
     added = sum(value.numel() for value in tensors.values() if value.requires_grad)

@@ -94,5 +94,5 @@ def test_two_processes_train_as_one_and_write_once(root: Path, project: Path) ->
                 assert two[key] == pytest.approx(one[key], rel=TOLERANCE, abs=TOLERANCE), key
     lines = [(folder / "rollouts" / "iteration-00000.jsonl").read_text() for folder in launchers]
     assert lines[0].count("\n") == lines[1].count("\n")
-    runs = [folder for folder in (together / "mlartifacts").iterdir()]
+    runs = list((together / "mlartifacts").iterdir())
     assert runs

@@ -125,6 +125,7 @@ class RewardModel(nn.Module):
 
     head ``linear``: one linear map of the last hidden state (the folder loads as ``AutoModelForTokenClassification``).
     head ``surprisal``: a two-layer perceptron on the hidden states of all layers and on how surprised the backbone is.
+    form ``airl``: the head gives two numbers, the reward g of the unit that ends at the read, and the potential h.
 
     With adapters the hidden states come from the adapted body. The surprise is always that of the frozen backbone: what
     the head takes for a likely token must not move while the head learns to read it.
@@ -146,17 +147,19 @@ class RewardModel(nn.Module):
         self.backbone, self.tokenizer, self.params = backbone, tokenizer, params
         self.calibration = calibration or Calibration()
         self.adapter = adapter
-        width = backbone.config.hidden_size
+        width, outputs = backbone.config.hidden_size, 2 if params.form == "airl" else 1
         dropout = nn.Dropout(params.dropout)
         if params.head == "linear":
-            last = nn.Linear(width, 1)
+            last = nn.Linear(width, outputs)
             if not params.spectral_norm:  # the norm of a zero matrix is zero, and divides it
                 nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
             self.head = nn.Sequential(dropout, last)
         else:
             inputs = 2 * width * backbone.config.num_hidden_layers + SURPRISAL_FEATURES
-            self.head = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), dropout, nn.Linear(64, 1))
+            self.head = nn.Sequential(
+                nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), dropout, nn.Linear(64, outputs)
+            )
         if params.spectral_norm:
             for layer in self.head:
                 if isinstance(layer, nn.Linear):
@@ -259,9 +262,18 @@ class RewardModel(nn.Module):
             features = torch.cat([hidden[row, token], means, lowest[:, None], sofar], -1)
         return features.float().split([len(place) for place in places])
 
+    def terms(self, reads: Reads) -> Tensor:
+        """What the head says at every read: z, shape ``(R, 1)``; for form ``airl`` g and h, shape ``(R, 2)``."""
+        return self.head(reads.features)
+
     def logits(self, reads: Reads) -> Tensor:
-        """The logit z of every read: shape ``(R,)``."""
-        return self.head(reads.features).squeeze(-1)
+        """The logit z of every read: shape ``(R,)``.
+
+        For form ``airl`` it is the sum of g up to the read (h is shaping and no part of the reward, Fu et al. 2018), so
+        that an increment is the reward of its unit in both forms.
+        """
+        first = self.terms(reads)[:, 0]
+        return first if self.params.form == "logit" else running_sum(first, reads.trace)
 
     @torch.no_grad()
     def score(self, traces: Sequence[Trace], *, progress: bool = False, chunk: int = 256) -> list[Scores]:
@@ -329,9 +341,9 @@ class RewardModel(nn.Module):
         from transformers import AutoModelForTokenClassification
 
         body = self.backbone if self.adapter is None else merged(self.adapter.get_base_model())
-        model = AutoModelForTokenClassification.from_config(_one_label(self.backbone.config))
-        model.base_model.load_state_dict(body.state_dict())
         last = self.head[-1]
+        model = AutoModelForTokenClassification.from_config(_labels(self.backbone.config, last.out_features))
+        model.base_model.load_state_dict(body.state_dict())
         model.score.load_state_dict({"weight": last.weight, "bias": last.bias})  # the weight in use, normalised or not
         return model
 
@@ -396,12 +408,18 @@ def reward_on(
     return reward
 
 
-def _one_label(config: object) -> object:
+def _labels(config: object, count: int) -> object:
     import copy
 
     config = copy.deepcopy(config)
-    config.num_labels = 1  # type: ignore[attr-defined]
+    config.num_labels = count  # type: ignore[attr-defined]
     return config
+
+
+def running_sum(values: Tensor, trace: Tensor) -> Tensor:
+    """Sum of ``(R,)`` values up to each read within its trace, whose index ``(R,)`` ascends."""
+    counts = trace.unique_consecutive(return_counts=True)[1].tolist()
+    return torch.cat([part.cumsum(0) for part in values.split(counts)])
 
 
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:

@@ -97,10 +97,19 @@ class _Training:
         self.policy, self.tokenizer = load_policy(sft)
         self.reference = make_trainable(self.policy, params.policy, seed=params.seed)
         self.model: RewardModel = self._new_reward()
-        self.reward: LearnedReward = LearnedReward(
-            self.model, self.demos, params.reward, params.policy.advantage_floor, params.seed, params.policy.baseline
-        )
         self.dev: Dev = self._dev()
+        # With logged traces the SFT policy stands for their unknown writers where log pi is asked for.
+        self.reward: LearnedReward = LearnedReward(
+            self.model,
+            self.demos,
+            params.reward,
+            params.policy.advantage_floor,
+            params.seed,
+            baseline=params.policy.baseline,
+            held_out=self.dev.experts,
+            policy=(self.policy, self.tokenizer),
+            temperature=params.policy.temperature,
+        )
         self.rows: list[dict[str, float]] = []
         self.done = 0
         self.events: list[dict[str, str | int]] = []
@@ -226,9 +235,10 @@ class _Training:
         from rairl.learn.distributed import by_first
 
         def keep() -> dict[str, float]:
-            scores, self.model.calibration = dev_scores(self.model, self.dev)
             folder = self._checkpoint(step)
-            self.model.save_pretrained(folder)
+            with self.reward.scoring():
+                scores, self.model.calibration = dev_scores(self.model, self.dev)
+                self.model.save_pretrained(folder)
             write_scores(folder, step, scores)
             return scores
 
