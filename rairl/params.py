@@ -115,7 +115,7 @@ class PolicyParams(Section):
     )
     kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards the SFT policy")
     kl_target: PositiveFloat | None = Field(
-        description="nats per token that the KL weight adapts to hold; null keeps it fixed"
+        default=None, description="nats per token that the KL weight adapts to hold; null keeps it fixed"
     )
     entropy: Annotated[float, Field(ge=0)] = Field(description="weight of the entropy bonus, per token in nats")
     baseline: Literal["group", "leave_one_out"] = Field(
@@ -135,7 +135,7 @@ class RewardParams(Section):
         description="the body the reward starts from: 'sft', 'base', a local folder, a hub id (its tokenizer may "
         "differ from the policy's), or 'shared': the policy's own frozen weights, one copy in memory"
     )
-    revision: str | None = Field(description="pinned commit of a hub id")
+    revision: str | None = Field(default=None, description="pinned commit of a hub id")
     head: Literal["surprisal", "linear"] = Field(
         description="'surprisal' also sees the backbone's token log-probabilities; 'linear' loads in plain transformers"
     )
@@ -161,7 +161,9 @@ class RewardParams(Section):
         "'return'-to-go of the reads' differences, the 'difference' alone, or the lowest one still to come ('min')"
     )
     discount: Annotated[float, Field(ge=0, le=1)] = Field(description="for credit 'return', and gamma of form 'airl'")
-    clip: PositiveFloat | None = Field(description="reads are clipped to +-this before credit; null for no clip")
+    clip: PositiveFloat | None = Field(
+        default=None, description="reads are clipped to +-this before credit; null for no clip"
+    )
     normalise: bool = Field(description="divide rewards by their running standard deviation")
     length_control: Literal["none", "match", "centre"] = Field(
         description="'match': negatives of the experts' lengths; 'centre': what length explains is taken off the reward"
@@ -175,8 +177,9 @@ class RewardParams(Section):
     )
     updates_per_iteration: NonNegativeInt
     accuracy_band: Band | None = Field(
+        default=None,
         description="below it the updates per iteration double (up to 4 times as many), above it they halve (down "
-        "to 0); null keeps their number fixed"
+        "to 0); null keeps their number fixed",
     )
     demos_per_update: PositiveInt
     rollout_prompts: Literal["demos", "others"] = Field(

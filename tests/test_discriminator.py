@@ -86,7 +86,7 @@ def experts_of(reward: LearnedReward, key: str = "0") -> list[Trace]:
 
 def material_of(reward: LearnedReward, fresh: list[Trace], key: str = "0") -> Material:
     rng = random.Random(f"0/update/{key}")
-    return compose(experts_of(reward, key), fresh, reward.replay, reward.params, 0, rng)
+    return compose(experts_of(reward, key), fresh, reward.replay, reward.corruptions, reward.params, rng)
 
 
 # --- it learns -------------------------------------------------------------------------------------------------------

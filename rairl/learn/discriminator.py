@@ -20,7 +20,7 @@ from rairl.learn.credit import Baseline, group_advantages, increments, step_adva
 from rairl.learn.critic import Critic, Policy
 from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
 from rairl.learn.lengths import centre_lengths
-from rairl.learn.material import compose, switched
+from rairl.learn.material import Corruptions, compose, switched
 from rairl.learn.replay import Replay
 from rairl.learn.rollouts import character_ends
 from rairl.learn.scorer import LaggingCopy, RunningStd
@@ -68,6 +68,7 @@ class LearnedReward:
     policy: Policy | None = None
     temperature: float = 1.0
     replay: Replay = field(init=False)
+    corruptions: Corruptions = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     critic: Critic = field(init=False)
     lagging: LaggingCopy | None = field(init=False)
@@ -78,6 +79,7 @@ class LearnedReward:
 
     def __post_init__(self) -> None:
         self.replay = Replay(self.params.replay_size)
+        self.corruptions = Corruptions(self.seed, self.params.perturbation_depth)
         self.optimizer = torch.optim.AdamW(
             self.model.trained_parameters(), lr=self.params.learning_rate, weight_decay=self.params.weight_decay
         )
@@ -197,7 +199,7 @@ class LearnedReward:
         """
         rng = random.Random(f"{self.seed}/update/{key}")
         experts = self._draw(key)
-        material = compose(experts, fresh, self.replay, self.params, self.seed, rng)
+        material = compose(experts, fresh, self.replay, self.corruptions, self.params, rng)
         self.model.train()
         torch.manual_seed(rng.getrandbits(31))
         loss, last = self.critic.loss(material, seed=self.done)

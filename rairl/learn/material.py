@@ -36,12 +36,34 @@ class Material:
     positive: np.ndarray
 
 
+class Corruptions:
+    """A fixed set of verified corruptions of each demonstration, made once: their reads can be looked up, too.
+
+    Args:
+        seed: of the run; it fixes the set.
+        depth: corruptions composed in one trace: 1 to this many.
+    """
+
+    def __init__(self, seed: int, depth: int) -> None:
+        self.seed, self.depth = seed, depth
+        self.made: dict[tuple[str, int], Trace | None] = {}
+
+    def draw(self, demo: Trace, rng: random.Random) -> Trace | None:
+        """One of the set of ``demo``, uniformly; None where no corruption applies."""
+        number = rng.randrange(VARIANTS)
+        key = demo.id, number
+        if key not in self.made:
+            own = random.Random(f"{self.seed}/corrupt/{demo.id}/{number}")
+            self.made[key] = perturb(demo, own, n=self.depth)
+        return self.made[key]
+
+
 def compose(
     experts: Sequence[Trace],
     fresh: Sequence[Trace],
     replay: Replay,
+    corruptions: Corruptions,
     params: RewardParams,
-    seed: int,
     rng: random.Random,
 ) -> Material:
     """Experts, fresh and replayed rollouts, and corruptions of the experts.
@@ -49,13 +71,13 @@ def compose(
     Args:
         experts: the demonstrations of this update.
         fresh: rollouts of the current policy.
-        seed: of the run; it fixes which corruptions each demonstration has.
+        corruptions: of the experts.
         rng: source of this update's choices.
 
     Raises:
         RairlError: when there is nothing but experts.
     """
-    drawn = [corrupt(demo, params, seed, rng) for demo in experts for _ in range(params.perturbations)]
+    drawn = [corruptions.draw(demo, rng) for demo in experts for _ in range(params.perturbations)]
     corrupted = [bad for bad in drawn if bad is not None]
     match = params.length_control == "match"
     # A replayed rollout on a prompt without an expert would tell a comparison within prompts nothing.
@@ -73,12 +95,6 @@ def compose(
         *((trace, "perturbed", False) for trace in corrupted),
     ]
     return Material([row[0] for row in rows], [row[1] for row in rows], np.array([row[2] for row in rows]))
-
-
-def corrupt(demo: Trace, params: RewardParams, seed: int, rng: random.Random) -> Trace | None:
-    """One of a fixed set of corruptions of a demonstration, so that their reads can be looked up."""
-    own = random.Random(f"{seed}/corrupt/{demo.id}/{rng.randrange(VARIANTS)}")
-    return perturb(demo, own, n=params.perturbation_depth)
 
 
 def switched(trace: Trace, params: RewardParams) -> bool:
