@@ -49,6 +49,7 @@ def pipeline(params: dict) -> Outputs:
         data=data,
         base=base_model,
         sft=sft_model,
+        sft_last=sft_task.outputs["last"],
         grpo=grpo_task.outputs["model"],
         policy=rairl_task.outputs["policy"],
     )
@@ -57,7 +58,13 @@ def pipeline(params: dict) -> Outputs:
     rerank_task = rerank(params=params, data=data, candidates=candidates, reward=reward)
     scores = rerank_task.outputs["scores"]
     localise_task = localise(
-        params=params, data=data, candidates=candidates, reward=reward, sft=sft_model, rerank_scores=scores
+        params=params,
+        data=data,
+        candidates=candidates,
+        reward=reward,
+        base=base_model,
+        sft=sft_model,
+        rerank_scores=scores,
     )
     audit_task = audit(
         params=params, data=data, candidates=candidates, reward=reward, sft=sft_model, rerank_scores=scores

@@ -89,10 +89,12 @@ class BaseParams(Section):
 
 
 class SftParams(Section):
-    """Supervised fine-tuning on the demonstrations, stopped early on dev."""
+    """Supervised fine-tuning on the demonstrations; the epoch with the best dev loss wins."""
 
     epochs: PositiveInt
-    patience: PositiveInt = Field(description="epochs without a better dev loss before stopping")
+    patience: PositiveInt | None = Field(
+        default=None, description="epochs without a better dev loss before stopping; null runs all epochs"
+    )
     batch_size: PositiveInt
     learning_rate: PositiveFloat
 
@@ -208,8 +210,18 @@ class GuardParams(Section):
 class SampleParams(Section):
     """Candidates drawn from each policy for evaluation."""
 
-    n: Annotated[int, Field(ge=2)]
-    temperature: PositiveFloat
+    n: Annotated[int, Field(ge=2)] = Field(description="samples per prompt at the first temperature")
+    temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        description="the first is the headline, and the only one that is reranked and localised; at the others the "
+        "policies are compared on test"
+    )
+    extra_n: PositiveInt = Field(description="samples per prompt at each of the other temperatures")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SampleParams:
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError(f"sample.temperatures names one twice: {', '.join(map(str, self.temperatures))}")
+        return self
 
 
 class RerankParams(Section):

@@ -63,7 +63,11 @@ def test_every_input_is_made_by_an_earlier_stage() -> None:
 def test_paths_default_under_root_and_can_be_replaced(tmp_path: Path) -> None:
     inputs, outputs = stage_paths("sft", root=tmp_path, base="elsewhere")
     assert inputs == {"data": tmp_path / "data", "base": Path("elsewhere")}
-    assert outputs == {"model": tmp_path / "models/sft", "metrics": tmp_path / "metrics/sft.json"}
+    assert outputs == {
+        "model": tmp_path / "models/sft",
+        "last": tmp_path / "models/sft_last",
+        "metrics": tmp_path / "metrics/sft.json",
+    }
 
 
 def test_an_unknown_stage_or_path_is_named() -> None:

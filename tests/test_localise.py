@@ -90,7 +90,10 @@ def test_the_chosen_threshold_is_the_best_of_all(rows):
 
 def test_logprob_predictions_by_hand():
     sums, means = np.array([-2.0, -6.0, -9.0]), np.array([-1.0, -3.0, -1.5])
-    assert logprob_predictions(sums, means) == {"logprob_drop": 1, "logprob_sum": 2, "logprob_change": 1}
+    ratios = np.array([0.5, 0.4, -0.1])
+    assert logprob_predictions(sums, means, ratios) == {
+        "logprob_drop": 1, "logprob_sum": 2, "logprob_change": 1, "logratio_drop": 2,
+    }  # fmt: skip
 
 
 def test_trivial_predictions():

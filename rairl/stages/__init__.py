@@ -53,11 +53,15 @@ INPUTS: dict[str, dict[str, str]] = {
     "grpo": {**_DATA, "sft": "models/sft"},
     "rairl": {**_DATA, "base": "models/base", "sft": "models/sft"},
     "sample": {
-        **_DATA, "base": "models/base", "sft": "models/sft", "grpo": "models/grpo", "policy": "models/policy",
+        **_DATA, "base": "models/base", "sft": "models/sft", "sft_last": "models/sft_last", "grpo": "models/grpo",
+        "policy": "models/policy",
     },
     "posttrain": {**_CANDIDATES},
     "rerank": {**_CANDIDATES, "reward": "models/reward"},
-    "localise": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft", "rerank_scores": "scores/rerank"},
+    "localise": {
+        **_CANDIDATES, "reward": "models/reward", "base": "models/base", "sft": "models/sft",
+        "rerank_scores": "scores/rerank",
+    },
     "audit": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft", "rerank_scores": "scores/rerank"},
     "report": {
         **_CANDIDATES,
@@ -79,7 +83,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
     for name, paths in {
         "prepare": {"data": "data"},
         "base": {"model": "models/base"},
-        "sft": {"model": "models/sft"},
+        "sft": {"model": "models/sft", "last": "models/sft_last"},
         "grpo": {"model": "models/grpo", "history": "history/grpo"},
         "rairl": {
             "policy": "models/policy",

@@ -1,4 +1,4 @@
-"""The sft stage: supervised fine-tuning of the base model on the demonstrations, stopped early on dev."""
+"""The sft stage: supervised fine-tuning of the base model on the demonstrations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ if TYPE_CHECKING:
     from rairl.tracking import Run
 
 
-def sft(params: Params, run: Run, *, data: Path, base: Path, model: Path) -> dict[str, Estimate]:
+def sft(params: Params, run: Run, *, data: Path, base: Path, model: Path, last: Path) -> dict[str, Estimate]:
     """Fine-tune with the loss on completions only; the epoch with the best dev loss wins.
+
+    The last epoch's weights are kept too: they answer what simply training longer would have given.
 
     Args:
         params: ``sft`` acts here.
         run: training and dev loss per epoch.
-        data: the prepared splits; ``demos`` teach, ``dev`` stops.
+        data: the prepared splits; ``demos`` teach, ``dev`` chooses.
         base: the base model's folder.
-        model: folder to write.
+        model: folder to write the winning epoch to.
+        last: folder to write the last epoch to.
 
     Returns:
-        ``sft.epochs`` and ``sft.dev_loss`` (nats per token) of the winning epoch.
+        ``sft.epochs`` and ``sft.dev_loss`` (nats per token) of the winning epoch; ``sft.updates``, all optimiser steps
+        taken.
     """
     from rairl.learn.checkpoints import checkpoint_folder, clear
     from rairl.learn.sft import Fit, adamw, examples, fit, mean_loss, shuffled_batches
@@ -49,8 +53,20 @@ def sft(params: Params, run: Run, *, data: Path, base: Path, model: Path) -> dic
     def on_epoch(row: dict[str, float]) -> None:
         run.log({key: row[key] for key in ("train/loss", "dev/loss")}, step=int(row["step"]))
 
-    history = fit(network, plan, tokenizer.pad_token_id, folder=folder, desc="sft", on_epoch=on_epoch)
+    history = fit(
+        network,
+        plan,
+        tokenizer.pad_token_id,
+        folder=folder,
+        desc="sft",
+        on_epoch=on_epoch,
+        on_last=lambda: save_policy(last, network, tokenizer),
+    )
     save_policy(model, network, tokenizer)
     clear(folder)
     best = min(history, key=lambda row: row["dev/loss"])
-    return {"sft.epochs": exact(best["step"] + 1), "sft.dev_loss": exact(best["dev/loss"], len(dev))}
+    return {
+        "sft.epochs": exact(best["step"] + 1),
+        "sft.dev_loss": exact(best["dev/loss"], len(dev)),
+        "sft.updates": exact(history[-1]["batches"]),
+    }
