@@ -62,7 +62,7 @@ def move(model: nn.Module, reference: nn.Module, folder: Path, demos: list[Trace
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
     advantages = [np.linspace(-1, 1, len(item.ids)) for item in completions]
     for _ in range(steps):
-        policy_step(model, reference, optimizer, completions, advantages, params.policy, rate=0.1, kl=0.02)
+        policy_step(model, reference, optimizer, completions, advantages, params.policy, rate=0.1, kl=params.policy.kl)
 
 
 # --- one model -------------------------------------------------------------------------------------------------------
