@@ -418,6 +418,8 @@ def test_the_airl_reward_is_the_sum_of_g_and_loads_back(
     assert logits[:2].tolist() == pytest.approx([terms[0, 0].item(), (terms[0, 0] + terms[1, 0]).item()], abs=1e-5)
     reward.model.save_pretrained(tmp_path)
     again = RewardModel.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path / "again")
+    again = RewardModel.from_pretrained(tmp_path / "again")
     for one, other in zip(reward.model.score(demos), again.score(demos), strict=True):
         np.testing.assert_allclose(one.steps, other.steps, atol=1e-5)
     if head == "linear":

@@ -373,7 +373,7 @@ class RewardModel(nn.Module):
         if params.head == "linear":
             whole = AutoModelForTokenClassification.from_pretrained(folder)
             model = cls(whole.base_model, tokenizer, params, calibration)
-            model.head = whole.score  # as it was in use: a second normalisation could differ in the last digits
+            model.head = nn.Sequential(whole.score)  # in use as it is: normalised twice, its last digits could differ
         else:
             backbone = AutoModelForCausalLM.from_pretrained(folder)
             adapter = load_lora(twin(backbone), folder / "adapter") if params.train == "lora" else None
