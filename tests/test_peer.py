@@ -1,4 +1,4 @@
-"""The peer: the base and SFT stages' own recipe from another seed, resumable in both parts, and nothing unless asked."""
+"""The peer: the recipe of the stages base and sft from another seed, resumable in both parts, only where asked for."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rairl.params import Params, parse_params
 from rairl.stages.base import base
 from rairl.stages.peer import SEED_OFFSET, peer
 from rairl.stages.sft import sft
-from rairl.tracking import NullRun
 from rairl.traces import write_traces
+from rairl.tracking import NullRun
 
 
 @pytest.fixture
