@@ -8,6 +8,7 @@ from components.audit import audit
 from components.base import base
 from components.grpo import grpo
 from components.localise import localise
+from components.peer import peer
 from components.posttrain import posttrain
 from components.prepare import prepare
 from components.rairl import rairl
@@ -41,8 +42,9 @@ def pipeline(params: dict) -> Outputs:
     base_model = base_task.outputs["model"]
     sft_task = sft(params=params, data=data, base=base_model)
     sft_model = sft_task.outputs["model"]
+    peer_task = peer(params=params, data=data)
     grpo_task = grpo(params=params, data=data, sft=sft_model)
-    rairl_task = rairl(params=params, data=data, base=base_model, sft=sft_model)
+    rairl_task = rairl(params=params, data=data, base=base_model, sft=sft_model, peer=peer_task.outputs["model"])
     reward = rairl_task.outputs["reward"]
     sample_task = sample(
         params=params,
@@ -84,6 +86,7 @@ def pipeline(params: dict) -> Outputs:
         prepare_metrics=data_task.outputs["metrics"],
         base_metrics=base_task.outputs["metrics"],
         sft_metrics=sft_task.outputs["metrics"],
+        peer_metrics=peer_task.outputs["metrics"],
         grpo_metrics=grpo_task.outputs["metrics"],
         rairl_metrics=rairl_task.outputs["metrics"],
         sample_metrics=sample_task.outputs["metrics"],

@@ -132,8 +132,9 @@ class RewardParams(Section):
     """The reward model (discriminator) and its training."""
 
     backbone: str = Field(
-        description="the body the reward starts from: 'sft', 'base', a local folder, a hub id (its tokenizer may "
-        "differ from the policy's), or 'shared': the policy's own frozen weights, one copy in memory"
+        description="the body the reward starts from: 'peer', a second built-in model of another seed, which does not "
+        "share the policy's blind spots; the policy's own 'sft' or 'base' model; a local folder or a hub id (its "
+        "tokenizer may differ from the policy's); or 'shared': the policy's own frozen weights, one copy in memory"
     )
     revision: str | None = Field(default=None, description="pinned commit of a hub id")
     head: Literal["surprisal", "linear"] = Field(
@@ -299,6 +300,11 @@ class Params(Section):
             raise ValueError(
                 "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "
                 "use policy.train 'lora' or reward.backbone 'sft'"
+            )
+        if self.reward.backbone == "peer" and self.base.source != "builtin":
+            raise ValueError(
+                f"reward.backbone 'peer' is a second built-in model, but base.source is {self.base.source!r}; name "
+                "another model, by folder or hub id, as reward.backbone ('sft' shares the policy's blind spots)"
             )
         if self.policy.warmup_iterations >= self.policy.iterations:
             raise ValueError(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rairl.stats import Estimate
 
 PROJECT = Path(__file__).parents[1]
-SECONDS = {"base": 140, "grpo": 60, "rairl": 135, "sample": 50, "rerank": 80, "localise": 30, "audit": 20}
+SECONDS = {"base": 140, "peer": 145, "grpo": 60, "rairl": 135, "sample": 50, "rerank": 80, "localise": 30, "audit": 20}
 """Rough cost of a task at the size of params.yaml, so that the bar moves evenly; 5 for the others."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

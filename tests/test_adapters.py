@@ -227,7 +227,7 @@ def foreign(folder: Path, params: Params, demos: list[Trace]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("backbone", ["sft", "base", "shared", "folder"])
+@pytest.mark.parametrize("backbone", ["sft", "base", "peer", "shared", "folder"])
 def test_the_stage_runs_on_every_backbone(
     backbone: str,
     tiny_policy: Path,
@@ -247,13 +247,14 @@ def test_the_stage_runs_on_every_backbone(
     )
     folders = {name: tmp_path / name for name in ("policy", "reward", "checkpoints", "rollouts", "history")}
     base = other if backbone == "base" else tiny_policy
-    figures = rairl(params, NullRun(), data=data, base=base, sft=tiny_policy, **folders)
+    peer = other if backbone == "peer" else tmp_path / "none"
+    figures = rairl(params, NullRun(), data=data, base=base, sft=tiny_policy, peer=peer, **folders)
     assert "rairl.train_correct" in figures
     policy, tokenizer = load_policy(folders["policy"])
     assert not hasattr(policy, "peft_config") and len(tokenizer) == len(load_policy(tiny_policy)[1])
     sample(policy, tokenizer, ["1 + 1"], n=1, max_new_tokens=2, temperature=1.0, seed=0)
     model = RewardModel.from_pretrained(folders["reward"])
-    body = other if backbone in ("base", "folder") else tiny_policy
+    body = other if backbone in ("base", "peer", "folder") else tiny_policy
     assert torch.equal(logits_of(model.backbone), logits_of(load_policy(body)[0]))
     assert len(model.tokenizer) == len(load_policy(body)[1])
     assert len(model.score(demos)) == len(demos)

@@ -379,7 +379,7 @@ def test_kill_9_and_run_again_equals_an_uninterrupted_stage(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     (whole / "params.yaml").write_text(text)
-    for name in ("prepare", "base", "sft"):
+    for name in ("prepare", "base", "sft", "peer"):
         subprocess.run([sys.executable, "-c", STAGE, name], cwd=whole, check=True, capture_output=True)
     shutil.copytree(whole, killed)
 

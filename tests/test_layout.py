@@ -196,16 +196,16 @@ def test_a_whole_run_resumes_after_the_last_finished_stage(
     monkeypatch.setattr("rairl.stages.run_stage", fake)
     with pytest.raises(KeyboardInterrupt):
         run_all(miniature, root=tmp_path)
-    assert calls == ["prepare", "base", "sft", "grpo"]
+    assert calls == ["prepare", "base", "sft", "peer", "grpo"]
     stop_at, calls[:] = "", []
     run_all(miniature, root=tmp_path)
-    assert calls == list(STAGES[3:])
+    assert calls == list(STAGES[4:])
     calls.clear()
     run_all(miniature, root=tmp_path)
     assert calls == []
     (tmp_path / "candidates").unlink()
     run_all(miniature, root=tmp_path)
-    assert calls == list(STAGES[5:])
+    assert calls == list(STAGES[6:])
     calls.clear()
     run_all(miniature.model_copy(update={"seed": 1}), root=tmp_path)
     assert calls == list(STAGES)

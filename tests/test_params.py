@@ -78,6 +78,7 @@ def test_a_wrong_value_names_the_key(values: dict[str, Any], key: str, value: An
     [
         ("rerank.n", 10_000, "sample.n"),
         ("reward.train", "full", "reward.head"),
+        ("base.source", "some/model", "reward.backbone"),
         ("policy.warmup_iterations", 10_000, "policy.iterations"),
         ("base.heads", 5, "base.hidden_size"),
         ("sample.temperatures", [1.0, 0.5, 0.5], "0.5, 0.5"),

@@ -94,7 +94,7 @@ def test_changes_leave_the_original_alone() -> None:
 
 # --- sharing ---------------------------------------------------------------------------------------------------------
 
-SHARED = {"prepare", "base", "sft", "grpo", "sample.base", "sample.sft", "sample.sft_last", "sample.grpo"}
+SHARED = {"prepare", "base", "sft", "peer", "grpo", "sample.base", "sample.sft", "sample.sft_last", "sample.grpo"}
 OWN = {"rairl", "sample.rairl", "sample", "posttrain", "rerank", "localise", "audit"}
 
 
@@ -114,6 +114,7 @@ def test_variants_share_what_their_parameters_do_not_tell_apart(miniature: Param
     assert differing(miniature) == set()
     assert differing(miniature, reward__switch_labels=True) == OWN
     assert differing(miniature, guard__action="off") == OWN
+    assert differing(miniature, reward__backbone="sft") == OWN | {"peer"}
     assert differing(miniature, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
     assert differing(miniature, sft__epochs=3) == (SHARED | OWN) - {"prepare", "base", "sample.base"}
     assert differing(miniature, rerank__n=2) == {"rerank", "localise", "audit"}

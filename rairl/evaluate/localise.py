@@ -14,7 +14,7 @@ from rairl.errors import RairlError
 from rairl.stats import Estimate, bootstrap, bootstrap_mean, paired_difference, paired_permutation_p
 from rairl.traces import Trace
 
-LOCATORS = ("drop", "argmin")
+LOCATORS = ("drop", "fall", "argmin")
 """How reads become a suspicion per step; chosen on dev."""
 
 
@@ -24,12 +24,16 @@ def suspicion(reads: np.ndarray, locator: str) -> np.ndarray:
     Args:
         reads: ``(n_steps,)``, the logit read at each step's end.
         locator: ``drop`` takes the increments ``z_k - z_(k-1)`` with the prior logit 0 before the first step (the best
-            logit is a running sum of log-likelihood ratios, so its increment is the step's own evidence); ``argmin``
+            logit is a running sum of log-likelihood ratios, so its increment is the step's own evidence); ``fall``
+            takes the increments of the probability ``sigmoid(z_k) - sigmoid(z_(k-1))`` with the prior 1/2 (after the
+            first wrong step the logit goes on falling as evidence mounts, the probability hardly does); ``argmin``
             takes the logits themselves.
     """
     if locator not in LOCATORS:
         raise RairlError(f"locator {locator!r} is unknown; it is one of {', '.join(LOCATORS)}")
     reads = np.asarray(reads, dtype=float)
+    if locator == "fall":
+        return np.diff((1 + np.tanh(reads / 2)) / 2, prepend=0.5)  # the sigmoid; np.exp would overflow
     return np.diff(reads, prepend=0.0) if locator == "drop" else reads
 
 

@@ -40,7 +40,7 @@ class Calibration:
 
     Attributes:
         aggregator: how step logits become a trace score: ``last``, ``mean`` or ``min``.
-        locator: how the first wrong step is picked: ``drop`` (largest fall between reads) or ``argmin``.
+        locator: how the first wrong step is picked, see :func:`rairl.evaluate.localise.suspicion`.
         threshold: a trace whose locator value stays above it has no wrong step; None before calibration.
     """
 

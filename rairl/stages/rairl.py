@@ -27,6 +27,7 @@ def rairl(
     data: Path,
     base: Path,
     sft: Path,
+    peer: Path,
     policy: Path,
     reward: Path,
     checkpoints: Path,
@@ -43,6 +44,7 @@ def rairl(
         data: the prepared splits.
         base: folder of the base model.
         sft: folder of the SFT policy: start of the policy and KL reference.
+        peer: folder of the peer, which is read for ``reward.backbone: peer`` only.
         policy: folder to write the trained policy to (stays empty for logged traces: no policy is in the loop).
         reward: folder for the best reward checkpoint.
         checkpoints: folder for all of them.
@@ -61,10 +63,10 @@ def rairl(
             run.log_input(data / f"{split}.jsonl", name=split)
     backbone = Path(params.reward.backbone)
     work = checkpoint_folder(
-        "rairl", params, [data / "card.json", base, sft, *([backbone] if backbone.is_dir() else [])]
+        "rairl", params, [data / "card.json", base, sft, peer, *([backbone] if backbone.is_dir() else [])]
     )
     (work / "rollouts").mkdir(parents=True, exist_ok=True)
-    training = _Training(params, run, data, base, sft, work)
+    training = _Training(params, run, data, base, sft, peer, work)
     rows = training.run()
     training.register()
     training.choose(reward)
@@ -87,12 +89,12 @@ def rairl(
 class _Training:
     """One run of the stage: what is built from the inputs, and the reward checkpoints it leaves in ``work``."""
 
-    def __init__(self, params: Params, run: Run, data: Path, base: Path, sft: Path, work: Path) -> None:
+    def __init__(self, params: Params, run: Run, data: Path, base: Path, sft: Path, peer: Path, work: Path) -> None:
         from rairl.learn.discriminator import LearnedReward
         from rairl.models.policy import load_policy, make_trainable
 
         self.params, self.log, self.data, self.work = params, run, data, work
-        self.base, self.sft = base, sft
+        self.base, self.sft, self.peer = base, sft, peer
         self.demos = read_traces(data / "demos.jsonl")
         self.policy, self.tokenizer = load_policy(sft)
         self.reference = make_trainable(self.policy, params.policy, seed=params.seed)
@@ -123,8 +125,8 @@ class _Training:
         params = self.params.reward
         if params.backbone == "shared":
             body = self.reference, self.tokenizer
-        elif params.backbone in ("base", "sft"):
-            body = load_policy({"base": self.base, "sft": self.sft}[params.backbone])
+        elif params.backbone in ("base", "sft", "peer"):
+            body = load_policy({"base": self.base, "sft": self.sft, "peer": self.peer}[params.backbone])
         else:
             body = load_source("reward.backbone", params.backbone, params.revision)
         return reward_on(*body, params, seed=self.params.seed)
