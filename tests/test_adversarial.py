@@ -425,6 +425,7 @@ COLLAPSING = {**CALM, "length_ratio: 2.0": "length_ratio: 1.01", "patience: 5": 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("changes", [CALM, COLLAPSING], ids=["calm", "collapsing"])
 def test_kill_9_and_run_again_equals_an_uninterrupted_stage(
     changes: dict[str, str], root: Path, tmp_path: Path
