@@ -158,7 +158,7 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
     if os.environ.get("RANK", "0") == "0":
         figures = _lead(name, params, root, inputs, outputs)
     elif name in TOGETHER:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: the bars are the first process's
+        os.environ["TQDM_DELAY"] = "1e9"  # read when tqdm is imported: only the first process shows its bars
         _follow(name, params, inputs, outputs)
     from rairl.learn.distributed import by_first
 
