@@ -122,7 +122,8 @@ def fit(
         row = {"step": epoch, **_epoch(model, plan, epoch, step, bar, pad_id, desc)}
         step = int(row["batches"])
         if plan.evaluate is not None:
-            row["dev/loss"] = plan.evaluate(model)
+            evaluate = plan.evaluate
+            row["dev/loss"] = distributed.by_first(lambda evaluate=evaluate: evaluate(model))  # type: ignore[misc]
             if row["dev/loss"] < min((old["dev/loss"] for old in history), default=float("inf")):
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         history.append(row)
