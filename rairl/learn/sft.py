@@ -148,9 +148,7 @@ def _epoch(
 ) -> dict[str, float]:
     model.train()
     total, batches = 0.0, plan.batches(epoch)
-    for step, batch in enumerate(
-        batches, start=first
-    ):  # not the bar's count: a bar that is switched off counts nothing
+    for step, batch in enumerate(batches, start=first):  # a bar that is switched off would count nothing
         model.zero_grad(set_to_none=True)
         value = _backward(model, batch, pad_id)
         if not math.isfinite(value):
