@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rairl.errors import RairlError
@@ -118,6 +120,18 @@ def test_a_resumed_fit_ends_with_the_same_weights(tiny_policy: Path, demos: list
         run(tmp_path / "cut", stop_after=1)
     assert latest(tmp_path / "cut") is not None
     torch.testing.assert_close(run(tmp_path / "cut"), whole, atol=0, rtol=0)
+
+
+def test_a_bar_that_is_switched_off_changes_nothing(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rairl.learn.sft.tqdm", partial(tqdm, disable=True))
+    model, _ = load_policy(tiny_policy)
+    steps: list[int] = []
+    batch = [([5, 6, 7, 8], 0)]
+    what = Fit(adamw(model), 2, lambda epoch: [batch, batch], lambda step: steps.append(step) or 1e-3)  # type: ignore[func-returns-value]
+    rows = fit(model, what, 0, folder=tmp_path, desc="sft", on_epoch=lambda row: None)
+    assert steps == [0, 1, 2, 3] and [row["batches"] for row in rows] == [2, 4]
 
 
 def test_muon_takes_every_parameter_once(tiny_policy: Path) -> None:

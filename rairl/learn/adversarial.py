@@ -309,7 +309,8 @@ class PolicyLoop:
             self.history.append({"step": self.done - 1, **metrics})
             action = self.guarded()
             self.on_metrics(int(self.history[-1]["step"]), metrics_of(self.history[-1]))
-            bar.set_postfix({key.split("/")[-1]: f"{metrics[key]:.2f}" for key in SHOWN if key in metrics})
+            shown = {key.split("/")[-1]: f"{metrics[key]:.2f}" for key in SHOWN if key in metrics}
+            bar.set_postfix(shown, refresh=False)
             if action is not None:
                 self.go_back(action)
                 line = f"{desc}: {self.events[-1]['reason']}: {action}, with the weights after {self.done} iterations"

@@ -117,13 +117,16 @@ def fit(
         for row in history:
             on_epoch(row)
     bar = tqdm(total=sum(len(plan.batches(epoch)) for epoch in range(plan.epochs)), desc=desc, unit="batch")
-    bar.update(int(history[-1]["batches"]) if history else 0)
+    step = int(history[-1]["batches"]) if history else 0
+    bar.update(step)
     for epoch in range(len(history), plan.epochs):
         if _stalled(history, plan.patience):
             break
-        row = {"step": epoch, **_epoch(model, plan, epoch, bar, pad_id)}
+        row = {"step": epoch, **_epoch(model, plan, epoch, step, bar, pad_id, desc)}
+        step = int(row["batches"])
         if plan.evaluate is not None:
-            row["dev/loss"] = plan.evaluate(model)
+            evaluate = plan.evaluate
+            row["dev/loss"] = distributed.by_first(lambda evaluate=evaluate: evaluate(model))  # type: ignore[misc]
             if row["dev/loss"] < min((old["dev/loss"] for old in history), default=float("inf")):
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         history.append(row)
@@ -144,23 +147,25 @@ def _stalled(history: Sequence[dict[str, float]], patience: int | None) -> bool:
     return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
-def _epoch(model: PreTrainedModel, plan: Fit, epoch: int, bar: tqdm[None], pad_id: int) -> dict[str, float]:
+def _epoch(
+    model: PreTrainedModel, plan: Fit, epoch: int, first: int, bar: tqdm[None], pad_id: int, desc: str
+) -> dict[str, float]:
     model.train()
     total, batches = 0.0, plan.batches(epoch)
-    for batch in batches:
+    for step, batch in enumerate(batches, start=first):  # a bar that is switched off would count nothing
         model.zero_grad(set_to_none=True)
         value = _backward(model, batch, pad_id)
         if not math.isfinite(value):
-            raise RairlError(f"the loss is {value} at batch {bar.n} of {bar.desc}; lower the learning rate")
+            raise RairlError(f"the loss is {value} at batch {step} of {desc}; lower the learning rate")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in plan.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = plan.rate(bar.n)
+                group["lr"] = plan.rate(step)
             optimizer.step()
         total += value
         bar.update(1)
         bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-    return {"train/loss": total / max(1, len(batches)), "batches": bar.n}
+    return {"train/loss": total / max(1, len(batches)), "batches": first + len(batches)}
 
 
 def _backward(model: PreTrainedModel, batch: Sequence[Example], pad_id: int) -> float:

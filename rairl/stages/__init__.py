@@ -162,10 +162,10 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
             raise RairlError(f"stage {name} needs {path}, which does not exist; run `rairl stage {first}` first")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _lead(name, params, root, inputs, outputs)
-    if os.environ["RANK"] == "0":
+    if os.environ.get("RANK", "0") == "0":
         figures = _lead(name, params, root, inputs, outputs)
     elif name in TOGETHER:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: the bars are the first process's
+        os.environ["TQDM_DELAY"] = "1e9"  # read when tqdm is imported: only the first process shows its bars
         _follow(name, params, inputs, outputs)
     from rairl.learn.distributed import by_first
 

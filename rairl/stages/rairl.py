@@ -193,14 +193,15 @@ class _Training:
             by_first(lambda: write_traces(self.work / "rollouts" / "warmup.jsonl", negatives))
         updates = self.params.reward.warmup_updates
         bar = tqdm(total=updates, desc="reward warm-up", unit="update")
+        numbers = iter(range(updates))
 
         def on_update(metrics: dict[str, float]) -> None:
-            row = {f"warmup/{key}": value for key, value in metrics.items()}
-            self.log.log(row, step=bar.n)
+            step = next(numbers)
+            self.log.log({f"warmup/{key}": value for key, value in metrics.items()}, step=step)
             if self.params.logged:
-                self.rows.append({"step": bar.n, **metrics})
-                if (bar.n + 1) % self.params.reward.register_every == 0 and bar.n + 1 < updates:
-                    self.log.log(self._keep(bar.n + 1), step=bar.n + 1)
+                self.rows.append({"step": step, **metrics})
+                if (step + 1) % self.params.reward.register_every == 0 and step + 1 < updates:
+                    self.log.log(self._keep(step + 1), step=step + 1)
             bar.update(1)
             bar.set_postfix(loss=f"{metrics['discriminator/loss']:.3f}", refresh=False)
 
