@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-all lint ui kfp-local gsm8k-logged lock clean
+.PHONY: help setup repro study test test-all lint ui kfp-local gsm8k-logged lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 repro: setup ## run the pipeline of dvc.yaml on params.yaml; only what has changed runs again
 	@dvc repro
 	@rairl summary
+
+study: setup ## every study of studies/ on five seeds, into runs/studies and docs/results.md: hours; it resumes
+	@rairl study studies/*.yaml --docs docs/results.md
 
 test: setup ## the tests, except the slow ones
 	@pytest -q -m "not slow"

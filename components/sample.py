@@ -11,6 +11,7 @@ def sample(
     data: Input[Dataset],
     base: Input[Model],
     sft: Input[Model],
+    sft_last: Input[Model],
     grpo: Input[Model],
     policy: Input[Model],
     candidates: Output[Dataset],
@@ -19,4 +20,15 @@ def sample(
     """Draw candidates from every policy."""
     from rairl.stages import run_task
 
-    run_task("sample", params, metrics, data=data, base=base, sft=sft, grpo=grpo, policy=policy, candidates=candidates)
+    run_task(
+        "sample",
+        params,
+        metrics,
+        data=data,
+        base=base,
+        sft=sft,
+        sft_last=sft_last,
+        grpo=grpo,
+        policy=policy,
+        candidates=candidates,
+    )

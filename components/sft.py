@@ -11,9 +11,10 @@ def sft(
     data: Input[Dataset],
     base: Input[Model],
     model: Output[Model],
+    last: Output[Model],
     metrics: Output[Metrics],
 ) -> None:
     """Fine-tune the base model on the demonstrations."""
     from rairl.stages import run_task
 
-    run_task("sft", params, metrics, data=data, base=base, model=model)
+    run_task("sft", params, metrics, data=data, base=base, model=model, last=last)

@@ -8,6 +8,7 @@ from components.audit import audit
 from components.base import base
 from components.grpo import grpo
 from components.localise import localise
+from components.peer import peer
 from components.posttrain import posttrain
 from components.prepare import prepare
 from components.rairl import rairl
@@ -41,14 +42,16 @@ def pipeline(params: dict) -> Outputs:
     base_model = base_task.outputs["model"]
     sft_task = sft(params=params, data=data, base=base_model)
     sft_model = sft_task.outputs["model"]
+    peer_task = peer(params=params, data=data)
     grpo_task = grpo(params=params, data=data, sft=sft_model)
-    rairl_task = rairl(params=params, data=data, base=base_model, sft=sft_model)
+    rairl_task = rairl(params=params, data=data, base=base_model, sft=sft_model, peer=peer_task.outputs["model"])
     reward = rairl_task.outputs["reward"]
     sample_task = sample(
         params=params,
         data=data,
         base=base_model,
         sft=sft_model,
+        sft_last=sft_task.outputs["last"],
         grpo=grpo_task.outputs["model"],
         policy=rairl_task.outputs["policy"],
     )
@@ -57,7 +60,13 @@ def pipeline(params: dict) -> Outputs:
     rerank_task = rerank(params=params, data=data, candidates=candidates, reward=reward)
     scores = rerank_task.outputs["scores"]
     localise_task = localise(
-        params=params, data=data, candidates=candidates, reward=reward, sft=sft_model, rerank_scores=scores
+        params=params,
+        data=data,
+        candidates=candidates,
+        reward=reward,
+        base=base_model,
+        sft=sft_model,
+        rerank_scores=scores,
     )
     audit_task = audit(
         params=params, data=data, candidates=candidates, reward=reward, sft=sft_model, rerank_scores=scores
@@ -77,6 +86,7 @@ def pipeline(params: dict) -> Outputs:
         prepare_metrics=data_task.outputs["metrics"],
         base_metrics=base_task.outputs["metrics"],
         sft_metrics=sft_task.outputs["metrics"],
+        peer_metrics=peer_task.outputs["metrics"],
         grpo_metrics=grpo_task.outputs["metrics"],
         rairl_metrics=rairl_task.outputs["metrics"],
         sample_metrics=sample_task.outputs["metrics"],

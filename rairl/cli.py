@@ -92,6 +92,24 @@ def run(
 
 
 @app.command()
+def study(
+    files: Annotated[list[Path], typer.Argument(help="study files; see studies/", metavar="STUDY.yaml...")],
+    params: PARAMS = Path("params.yaml"),
+    folder: Annotated[Path, typer.Option("--dir", help="folder of all runs")] = Path("runs/studies"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes at once; by default one per core")] = None,
+    docs: Annotated[Path | None, typer.Option(help="write the tables into this Markdown file, too")] = None,
+) -> None:
+    """Run studies: seeds and variants of the parameters, tables over all; the same command resumes and repeats nothing.
+
+    Runs share every stage that their parameters don't tell apart, within a study and between the studies of a folder.
+    """
+    from rairl.study import cores, load_studies, run_studies
+
+    for written in run_studies(load_studies(files, params), folder, jobs=jobs or cores(), docs=docs):
+        _say(f"wrote {written}")
+
+
+@app.command()
 def params(
     preset: Annotated[str | None, typer.Option(help="print this preset")] = None,
     check: Annotated[Path | None, typer.Option(help="check this parameter file")] = None,

@@ -89,10 +89,12 @@ class BaseParams(Section):
 
 
 class SftParams(Section):
-    """Supervised fine-tuning on the demonstrations, stopped early on dev."""
+    """Supervised fine-tuning on the demonstrations; the epoch with the best dev loss wins."""
 
     epochs: PositiveInt
-    patience: PositiveInt = Field(description="epochs without a better dev loss before stopping")
+    patience: PositiveInt | None = Field(
+        default=None, description="epochs without a better dev loss before stopping; null runs all epochs"
+    )
     batch_size: PositiveInt
     learning_rate: PositiveFloat
 
@@ -113,7 +115,7 @@ class PolicyParams(Section):
     )
     kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards the SFT policy")
     kl_target: PositiveFloat | None = Field(
-        description="nats per token that the KL weight adapts to hold; null keeps it fixed"
+        default=None, description="nats per token that the KL weight adapts to hold; null keeps it fixed"
     )
     entropy: Annotated[float, Field(ge=0)] = Field(description="weight of the entropy bonus, per token in nats")
     baseline: Literal["group", "leave_one_out"] = Field(
@@ -130,10 +132,11 @@ class RewardParams(Section):
     """The reward model (discriminator) and its training."""
 
     backbone: str = Field(
-        description="the body the reward starts from: 'sft', 'base', a local folder, a hub id (its tokenizer may differ "
-        "from the policy's), or 'shared': the policy's own frozen weights, one copy in memory"
+        description="the body the reward starts from: 'peer', a second built-in model of another seed, which does not "
+        "share the policy's blind spots; the policy's own 'sft' or 'base' model; a local folder or a hub id (its "
+        "tokenizer may differ from the policy's); or 'shared': the policy's own frozen weights, one copy in memory"
     )
-    revision: str | None = Field(description="pinned commit of a hub id")
+    revision: str | None = Field(default=None, description="pinned commit of a hub id")
     head: Literal["surprisal", "linear"] = Field(
         description="'surprisal' also sees the backbone's token log-probabilities; 'linear' loads in plain transformers"
     )
@@ -159,7 +162,9 @@ class RewardParams(Section):
         "'return'-to-go of the reads' differences, the 'difference' alone, or the lowest one still to come ('min')"
     )
     discount: Annotated[float, Field(ge=0, le=1)] = Field(description="for credit 'return', and gamma of form 'airl'")
-    clip: PositiveFloat | None = Field(description="reads are clipped to +-this before credit; null for no clip")
+    clip: PositiveFloat | None = Field(
+        default=None, description="reads are clipped to +-this before credit; null for no clip"
+    )
     normalise: bool = Field(description="divide rewards by their running standard deviation")
     length_control: Literal["none", "match", "centre"] = Field(
         description="'match': negatives of the experts' lengths; 'centre': what length explains is taken off the reward"
@@ -173,8 +178,9 @@ class RewardParams(Section):
     )
     updates_per_iteration: NonNegativeInt
     accuracy_band: Band | None = Field(
-        description="below it the updates per iteration double (up to 4 times as many), above it they halve (down to 0); "
-        "null keeps their number fixed"
+        default=None,
+        description="below it the updates per iteration double (up to 4 times as many), above it they halve (down "
+        "to 0); null keeps their number fixed",
     )
     demos_per_update: PositiveInt
     rollout_prompts: Literal["demos", "others"] = Field(
@@ -208,8 +214,18 @@ class GuardParams(Section):
 class SampleParams(Section):
     """Candidates drawn from each policy for evaluation."""
 
-    n: Annotated[int, Field(ge=2)]
-    temperature: PositiveFloat
+    n: Annotated[int, Field(ge=2)] = Field(description="samples per prompt at the first temperature")
+    temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        description="the first is the headline, and the only one that is reranked and localised; at the others the "
+        "policies are compared on test"
+    )
+    extra_n: PositiveInt = Field(description="samples per prompt at each of the other temperatures")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SampleParams:
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError(f"sample.temperatures names one twice: {', '.join(map(str, self.temperatures))}")
+        return self
 
 
 class RerankParams(Section):
@@ -252,7 +268,7 @@ def contradictions(reward: RewardParams) -> Iterator[str]:
     if reward.form == "airl" and reward.granularity == "sparse":
         yield "reward.form 'airl' shapes between successive reads; reward.granularity 'sparse' reads once"
     if reward.length_control == "centre" and per_step:
-        yield f"reward.length_control 'centre' corrects a whole trace's reward; reward.credit '{reward.credit}' is per step"
+        yield f"reward.length_control 'centre' corrects a trace's reward; reward.credit '{reward.credit}' is per step"
     if reward.accuracy_band is not None and reward.accuracy_band[0] >= reward.accuracy_band[1]:
         yield "reward.accuracy_band needs its lower bound first"
 
@@ -280,6 +296,16 @@ class Params(Section):
             raise ValueError(problem)
         if self.policy.kl_target is not None and self.policy.kl == 0:
             raise ValueError("policy.kl_target adapts the weight policy.kl, which must start above 0")
+        if self.reward.backbone == "shared" and self.policy.train != "lora":
+            raise ValueError(
+                "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "
+                "use policy.train 'lora' or reward.backbone 'sft'"
+            )
+        if self.reward.backbone == "peer" and self.base.source != "builtin":
+            raise ValueError(
+                f"reward.backbone 'peer' is a second built-in model, but base.source is {self.base.source!r}; name "
+                "another model, by folder or hub id, as reward.backbone ('sft' shares the policy's blind spots)"
+            )
         if self.policy.warmup_iterations >= self.policy.iterations:
             raise ValueError(
                 "policy.warmup_iterations must be below policy.iterations, or the full rate is never reached"

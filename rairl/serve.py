@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "pyyaml", "scipy",
-    "scikit-learn", "tqdm",
+    "scikit-learn", "tqdm", "peft",
 )  # fmt: skip
 """What loading and scoring import, so that MLflow need not find out by running the model at every registration."""
 

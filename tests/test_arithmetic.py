@@ -18,9 +18,9 @@ PROBLEM = a.Problem(
     first="Ana",
     start=27,
     statements=(
-        a.Statement("fewer", "Ben", ("Ana",), 9),
-        a.Statement("times", "Cleo", ("Ben",), 2),
-        a.Statement("together", "Dan", ("Ana", "Cleo")),
+        a.Statement("fewer", "Ben", "Ana", 9),
+        a.Statement("times", "Cleo", "Ben", 2),
+        a.Statement("more", "Dan", "Cleo", 4),
     ),
 )
 
@@ -28,12 +28,12 @@ PROBLEM = a.Problem(
 def test_text_and_solution_by_hand() -> None:
     assert a.render(PROBLEM) == (
         "Today Ana has 27 coins. Ben has 9 fewer coins than Ana. Cleo has 2 times as many coins as Ben. "
-        "Dan has as many coins as Ana and Cleo together. How many coins does Dan have?"
+        "Dan has 4 more coins than Cleo. How many coins does Dan have?"
     )
     assert a.expert_steps(PROBLEM) == [
         "So Ben has 27 - 9 = 18 coins.",
         "So Cleo has 2 * 18 = 36 coins.",
-        "So Dan has 27 + 36 = 63 coins.",
+        "So Dan has 36 + 4 = 40 coins.",
     ]
 
 
@@ -49,8 +49,8 @@ def test_text_and_solution_by_hand() -> None:
         (0, "Ben has 18.", False),
         (1, "So Cleo has 18 * 2 = 36 coins.", True),
         (1, "So Cleo has 18 + 18 = 36 coins.", False),  # right result, wrong operation
-        (2, "So Dan has 36 + 27 = 63 coins.", True),
-        (2, "So Dan has 30 + 33 = 63 coins.", False),  # right result, wrong operands
+        (2, "So Dan has 4 + 36 = 40 coins.", True),
+        (2, "So Dan has 38 + 2 = 40 coins.", False),  # right result, wrong operands
     ],
 )
 def test_oracle_on_single_steps(index: int, step: str, right: bool) -> None:
@@ -60,7 +60,7 @@ def test_oracle_on_single_steps(index: int, step: str, right: bool) -> None:
 
 
 def test_oracle_returns_the_first_of_several_errors() -> None:
-    steps = ["So Ben has 27 + 9 = 36 coins.", "So Cleo has 2 * 36 = 72 coins.", "So Dan has 27 + 72 = 99 coins."]
+    steps = ["So Ben has 27 + 9 = 36 coins.", "So Cleo has 2 * 36 = 72 coins.", "So Dan has 72 + 4 = 76 coins."]
     assert a.first_error(a.render(PROBLEM), steps) == 0
 
 
@@ -95,10 +95,10 @@ def test_authors_without_habits_write_what_experts_write(seed: int, allowed: a.R
 @pytest.mark.parametrize(
     ("habit", "steps"),
     [
-        ("fewer_as_more", ["27 + 9 = 36", "2 * 36 = 72", "27 + 72 = 99"]),
-        ("times_as_more", ["27 - 9 = 18", "18 + 2 = 20", "27 + 20 = 47"]),
-        ("together_once", ["27 - 9 = 18", "2 * 18 = 36", "36 + 36 = 72"]),
-        ("last_person", ["27 - 9 = 18", "2 * 18 = 36", "27 + 36 = 63"]),
+        ("fewer_as_more", ["27 + 9 = 36", "2 * 36 = 72", "72 + 4 = 76"]),
+        ("times_as_more", ["27 - 9 = 18", "18 + 2 = 20", "20 + 4 = 24"]),
+        ("half_as_double", ["27 - 9 = 18", "2 * 18 = 36", "36 + 4 = 40"]),
+        ("carried_number", ["27 - 9 = 18", "9 * 18 = 162", "162 + 2 = 164"]),
     ],
 )
 def test_each_habit_by_hand(habit: str, steps: list[str]) -> None:
@@ -106,10 +106,20 @@ def test_each_habit_by_hand(habit: str, steps: list[str]) -> None:
     assert [step.split(" has ")[1].removesuffix(" coins.") for step in written] == steps
 
 
-def test_last_person_habit_takes_the_wrong_person() -> None:
-    said = (a.Statement("more", "Ben", ("Ana",), 5), a.Statement("more", "Cleo", ("Ana",), 3))
-    problem = a.Problem("eggs", "Ana", 10, said)
-    assert a.habitual_steps(problem, frozenset(["last_person"]))[0][1] == "So Cleo has 15 + 3 = 18 eggs."
+def test_habits_on_fractions_and_together() -> None:
+    said = (
+        a.Statement("twice", "Ben", "Ana"),
+        a.Statement("half", "Cleo", "Ben"),
+        a.Statement("third", "Dan", "Cleo"),
+        a.Statement("times", "Eva", "Dan", 3),
+        a.Statement("times", "Finn", "Eva", 2),
+    )
+    problem = a.Problem("eggs", "Ana", 9, said)
+    steps, answer = a.habitual_steps(problem, frozenset(a.HABITS))
+    assert [step.split(" has ")[1].removesuffix(" eggs.") for step in steps] == [
+        "9 + 2 = 11", "2 * 11 = 22", "3 * 22 = 66", "66 + 3 = 69", "69 + 3 = 72",
+    ]  # fmt: skip
+    assert answer == 72
 
 
 def test_splits_are_deterministic_and_disjoint() -> None:

@@ -15,6 +15,7 @@ from rairl.evaluate.audit import (
     mixed_sample,
     preference,
     remove_length,
+    reward_gaps,
     shuffle_steps,
     shuffled_pairs,
     split_figures,
@@ -76,10 +77,17 @@ def test_split_figures():
     # Here length gives the answer away, and nothing is left of the score once it is removed.
     assert values == {
         "auroc": 1, "auroc_pooled": 1, "auroc_length": 0, "auroc_logprob": 0.5, "auroc_without_length": 0.5,
-        "reward_right": 1, "reward_wrong": -1,
+        "reward_right": 1, "reward_wrong": -1, "reward_gap": 2,
     }  # fmt: skip
     alone = split_figures(traces[:1], scores[:1], [0.0], "audit.x", draws=100, seed=0)
     assert set(alone) == {"audit.x.reward_right"}
+
+
+def test_the_reward_gap_is_within_question_and_needs_both_kinds():
+    correct, scores = [True, True, False, True, False, False], [1.0, 2.0, 1.0, 9.0, 0.5, 3.0]
+    assert reward_gaps(correct, scores, ["a", "a", "a", "b", "c", "a"]) == {"a": pytest.approx(-0.5)}
+    two = reward_gaps(correct, scores, ["a", "a", "a", "b", "b", "b"])
+    assert two == {"a": pytest.approx(0.5), "b": pytest.approx(9 - 1.75)}
 
 
 def test_preference_counts_ties_half():

@@ -136,10 +136,11 @@ def run(clone: Path, *words: str) -> str:
 def test_the_whole_pipeline_runs(finished: Path) -> None:
     figures = json.loads((finished / "metrics.json").read_text())
     for name in (
-        *(f"posttrain.{policy}.pass@1" for policy in ("base", "sft", "grpo", "rairl")),
+        *(f"posttrain.{policy}.pass@1" for policy in ("base", "sft", "sft_last", "grpo", "rairl")),
+        *(f"posttrain.{policy}.t0.5.pass@1" for policy in ("sft", "rairl")),
         *(f"posttrain.{policy}.greedy" for policy in ("base", "sft", "grpo", "rairl")),
-        *(f"rerank.{selector}" for selector in ("random", "reward", "majority", "logprob", "shortest", "oracle", "n")),
-        *(f"localise.{locator}.exact" for locator in ("reward", "logprob_drop", "chance")),
+        *(f"rerank.{selector}" for selector in ("random", "reward", "majority", "logprob", "logratio", "oracle", "n")),
+        *(f"localise.{locator}.exact" for locator in ("reward", "logprob_drop", "logratio_drop", "chance")),
         *(f"time.{stage}" for stage in STAGES if stage != "report"),
     ):
         assert set(figures[name]) == {"value", "low", "high", "n"}

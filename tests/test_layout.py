@@ -63,7 +63,11 @@ def test_every_input_is_made_by_an_earlier_stage() -> None:
 def test_paths_default_under_root_and_can_be_replaced(tmp_path: Path) -> None:
     inputs, outputs = stage_paths("sft", root=tmp_path, base="elsewhere")
     assert inputs == {"data": tmp_path / "data", "base": Path("elsewhere")}
-    assert outputs == {"model": tmp_path / "models/sft", "metrics": tmp_path / "metrics/sft.json"}
+    assert outputs == {
+        "model": tmp_path / "models/sft",
+        "last": tmp_path / "models/sft_last",
+        "metrics": tmp_path / "metrics/sft.json",
+    }
 
 
 def test_an_unknown_stage_or_path_is_named() -> None:
@@ -192,16 +196,16 @@ def test_a_whole_run_resumes_after_the_last_finished_stage(
     monkeypatch.setattr("rairl.stages.run_stage", fake)
     with pytest.raises(KeyboardInterrupt):
         run_all(miniature, root=tmp_path)
-    assert calls == ["prepare", "base", "sft", "grpo"]
+    assert calls == ["prepare", "base", "sft", "peer", "grpo"]
     stop_at, calls[:] = "", []
     run_all(miniature, root=tmp_path)
-    assert calls == list(STAGES[3:])
+    assert calls == list(STAGES[4:])
     calls.clear()
     run_all(miniature, root=tmp_path)
     assert calls == []
     (tmp_path / "candidates").unlink()
     run_all(miniature, root=tmp_path)
-    assert calls == list(STAGES[5:])
+    assert calls == list(STAGES[6:])
     calls.clear()
     run_all(miniature.model_copy(update={"seed": 1}), root=tmp_path)
     assert calls == list(STAGES)

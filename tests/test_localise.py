@@ -37,9 +37,15 @@ def test_suspicion_by_hand():
     reads = np.array([-0.5, 1.0, -1.0, -1.2])
     np.testing.assert_allclose(suspicion(reads, "drop"), [-0.5, 1.5, -2.0, -0.2])
     np.testing.assert_allclose(suspicion(reads, "argmin"), reads)
+    # sigmoid: .5 -> .3775 -> .7311 -> .2689 -> .2315
+    np.testing.assert_allclose(suspicion(reads, "fall"), [-0.1225, 0.3535, -0.4621, -0.0375], atol=1e-4)
     assert first_error(reads, "drop") == 2
     assert first_error(reads, "argmin") == 3
     assert first_error(np.array([-3.0, -4.0]), "drop") == 0, "the first step is compared with the prior logit 0"
+    # Far down the logit still falls by 3, the probability by less than 2 %.
+    assert first_error(np.array([1.0, -1.0, -4.0, -7.0]), "drop") == 2
+    assert first_error(np.array([1.0, -1.0, -4.0, -7.0]), "fall") == 1
+    np.testing.assert_allclose(suspicion(np.array([-2000.0, 2000.0]), "fall"), [-0.5, 1.0])
     assert first_error_or_none(reads, "drop", -0.4) == 0
     assert first_error_or_none(reads, "drop", -1.0) == 2
     assert first_error_or_none(reads, "drop", -2.0) is None
@@ -47,8 +53,8 @@ def test_suspicion_by_hand():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(RairlError, match="locator 'fall' is unknown"):
-        suspicion(np.zeros(2), "fall")
+    with pytest.raises(RairlError, match="locator 'rise' is unknown"):
+        suspicion(np.zeros(2), "rise")
     with pytest.raises(RairlError, match="without steps"):
         first_error(np.zeros(0), "drop")
     with pytest.raises(RairlError, match="with and without"):
@@ -59,6 +65,7 @@ def test_bad_input_is_refused():
 def test_increments_sum_to_the_last_read_and_prediction_is_in_range(reads, cut):
     array = np.array(reads)
     assert suspicion(array, "drop").sum() == pytest.approx(reads[-1], abs=1e-9)
+    assert suspicion(array, "fall").sum() == pytest.approx(1 / (1 + np.exp(-reads[-1])) - 0.5, abs=1e-9)
     assert 0 <= first_error(array, "drop") < len(reads)
     at = first_error_or_none(array, "argmin", cut)
     assert at == next((k for k, value in enumerate(reads) if value < cut), None)
@@ -90,7 +97,10 @@ def test_the_chosen_threshold_is_the_best_of_all(rows):
 
 def test_logprob_predictions_by_hand():
     sums, means = np.array([-2.0, -6.0, -9.0]), np.array([-1.0, -3.0, -1.5])
-    assert logprob_predictions(sums, means) == {"logprob_drop": 1, "logprob_sum": 2, "logprob_change": 1}
+    ratios = np.array([0.5, 0.4, -0.1])
+    assert logprob_predictions(sums, means, ratios) == {
+        "logprob_drop": 1, "logprob_sum": 2, "logprob_change": 1, "logratio_drop": 2,
+    }  # fmt: skip
 
 
 def test_trivial_predictions():

@@ -51,7 +51,7 @@ def test_the_logged_preset_runs_on_real_text(tmp_path: Path, shared_data: Path) 
     trained_on = {trace.question for trace in read_traces(out / "data" / "logged_train.jsonl")}
     assert not held_out & trained_on
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert again.stderr.count("finished before") == 11
+    assert again.stderr.count("finished before") == 12
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

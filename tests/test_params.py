@@ -60,7 +60,10 @@ def test_an_unknown_key_is_named(values: dict[str, Any], key: str) -> None:
         ("reward.head", "quadratic"),
         ("reward.train", "no"),
         ("reward.label_smoothing", 0.5),
-        ("sample.temperature", 0),
+        ("sample.temperatures", []),
+        ("sample.temperatures", 1.0),
+        ("sample.extra_n", 0),
+        ("sft.patience", 0),
         ("report.bootstrap", 99),
         ("tracking.experiment", ""),
     ],
@@ -75,8 +78,10 @@ def test_a_wrong_value_names_the_key(values: dict[str, Any], key: str, value: An
     [
         ("rerank.n", 10_000, "sample.n"),
         ("reward.train", "full", "reward.head"),
+        ("base.source", "some/model", "reward.backbone"),
         ("policy.warmup_iterations", 10_000, "policy.iterations"),
         ("base.heads", 5, "base.hidden_size"),
+        ("sample.temperatures", [1.0, 0.5, 0.5], "0.5, 0.5"),
     ],
 )
 def test_a_contradiction_names_both_keys(values: dict[str, Any], key: str, value: Any, other: str) -> None:
@@ -124,4 +129,4 @@ def test_a_missing_file_and_bad_yaml_are_named(tmp_path: Path) -> None:
 def test_the_digest_sees_every_value_but_not_how_numbers_are_written(values: dict[str, Any]) -> None:
     digest = parse_params(values).digest()
     assert parse_params(changed(values, "seed", 1)).digest() != digest
-    assert parse_params(changed(values, "sample.temperature", 1)).digest() == digest
+    assert parse_params(changed(values, "sample.temperatures", [1, 0.5])).digest() == digest

@@ -23,7 +23,7 @@ from rairl.models.policy import (
     token_at,
     token_logprobs,
 )
-from rairl.traces import Trace
+from rairl.traces import Trace, locate_steps
 
 TOKENIZER = train_tokenizer([f"{p}\n{t}" for p, t in arithmetic.corpus(200, 0)], 512)
 
@@ -52,7 +52,7 @@ def test_tokens_reach_the_characters_they_stand_for(demos: list[Trace]) -> None:
 
 def test_a_token_that_straddles_a_step_end_is_the_one_read() -> None:
     """A tokenizer with '.<newline>' as one token: the step's end lies inside it."""
-    trace = Trace("a", "p", "x.\ny", ((arithmetic.locate_steps("x.\ny", ["x.", "y"]))[0],))
+    trace = Trace("a", "p", "x.\ny", ((locate_steps("x.\ny", ["x.", "y"]))[0],))
     from rairl.models.policy import Encoded
 
     item = Encoded([1, 2, 3, 4], 1, np.array([1, 3, 4]))

@@ -22,6 +22,8 @@ from rairl.datasets import arithmetic
 from rairl.errors import RairlError
 from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import POLICIES, candidates_path
+from rairl.evaluate.likelihood import likelihoods, write_likelihoods
+from rairl.evaluate.questions import read_questions
 from rairl.evaluate.report import cell, claims, embed_json, p_value, summary_table, tables, viewer_rows
 from rairl.evaluate.scores import Saved, read_scores
 from rairl.params import Params, parse_params
@@ -72,19 +74,19 @@ def write_candidates(problem: Trace, policy: str, count: int) -> list[Trace]:
     return found
 
 
-def with_likelihood(traces: list[Trace], policy: object) -> list[Trace]:
-    from rairl.models.policy import step_logprobs
-
-    return [
-        relabel(trace, meta={"logprob": found.total, "tokens": found.tokens, "finished": True})
-        for trace, found in zip(traces, step_logprobs(*policy, traces), strict=True)  # type: ignore[misc]
-    ]
+def keep_candidates(traces: list[Trace], root: Path, policy: str, split: str) -> None:
+    """Write candidates and their likelihoods as the sample stage does."""
+    pairs = likelihoods(traces, sft=root / "models/sft", base=root / "models/base")
+    meta = [{"logprob": pair.sft.total, "tokens": pair.sft.tokens, "finished": True} for pair in pairs]
+    traces = [relabel(trace, meta=found) for trace, found in zip(traces, meta, strict=True)]
+    write_traces(candidates_path(root / "candidates", policy, split), traces)
+    write_likelihoods(root / "candidates", policy, split, traces, pairs)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     from rairl.models.base import new_model, train_tokenizer
-    from rairl.models.policy import load_policy, save_policy
+    from rairl.models.policy import save_policy
     from rairl.models.reward import new_reward
 
     root = tmp_path_factory.mktemp("run")
@@ -97,17 +99,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     (root / "data" / "card.json").write_text(json.dumps(card))
 
     tokenizer = train_tokenizer([trace.problem + trace.text for trace in splits["demos"]], params.base.vocab_size)
-    save_policy(root / "models/sft", new_model(params.base, tokenizer, max_tokens=512, seed=0), tokenizer)
+    for seed, name in enumerate(("sft", "base")):
+        save_policy(root / "models" / name, new_model(params.base, tokenizer, max_tokens=512, seed=seed), tokenizer)
     model = new_reward(root / "models/sft", params.reward, seed=0).calibrated(aggregator="mean", threshold=-0.05)
     model.save_pretrained(root / "models/reward")
 
-    policy = load_policy(root / "models/sft")
     for name in POLICIES:
         for split in ("test", *arithmetic.OUT_OF_RANGE):
             traces = [trace for problem in splits[split] for trace in write_candidates(problem, name, 4)]
-            write_traces(candidates_path(root / "candidates", name, split), with_likelihood(traces, policy))
+            keep_candidates(traces, root, name, split)
         greedy = [trace for problem in splits["test"] for trace in write_candidates(problem, f"{name}-greedy", 1)]
-        write_traces(candidates_path(root / "candidates", name, "test", greedy=True), greedy)
+        write_traces(candidates_path(root / "candidates", name, "test", "greedy"), greedy)
+        colder = [trace for problem in splits["test"] for trace in write_candidates(problem, f"{name}-colder", 2)]
+        colder = [relabel(trace, meta={"tokens": 9}) for trace in colder]
+        write_traces(candidates_path(root / "candidates", name, "test", "t0.5"), colder)
     for loop in ("grpo", "rairl"):
         history = [{"step": step, "reward/mean": step / 3, "critic/accuracy/expert": 0.5} for step in range(4)]
         (root / "history" / loop).mkdir(parents=True)
@@ -118,6 +123,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     for stage in STAGES:
         found.figures[stage] = found.run(stage)
         if stage != "report":
+            if stage == "posttrain":
+                found.figures[stage]["sft.updates"] = exact(24)  # what the sft stage says
             write_figures(root / "metrics" / f"{stage}.json", {**found.figures[stage], f"time.{stage}": exact(1.5)})
     return found
 
@@ -128,21 +135,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_the_agreed_names_are_all_there(finished):
     names = set(json.loads((finished.root / "metrics.json").read_text()))
     for policy in POLICIES:
-        for figure in ("pass@1", "pass@2", "pass@4", "greedy", "exact", "process", "format", "length"):
+        for figure in ("pass@1", "pass@2", "pass@4", "greedy", "exact", "process@1", "format", "length", "t0.5.pass@1"):
             assert f"posttrain.{policy}.{figure}" in names
         for split in arithmetic.OUT_OF_RANGE:
             assert f"posttrain.{policy}.{split}.pass@1" in names
-    for pair in ("rairl-sft", "grpo-sft", "rairl-grpo"):
-        assert {f"posttrain.{pair}.pass@1", f"posttrain.{pair}.pass@1.p"} <= names
+    for pair in ("rairl-sft", "rairl-sft_last", "grpo-sft", "rairl-grpo"):
+        for figure in ("pass@1", "process@1", "t0.5.pass@1"):
+            assert {f"posttrain.{pair}.{figure}", f"posttrain.{pair}.{figure}.p"} <= names
     for prefix in ("rerank", "rerank.on_rairl", "rerank.ood_longer"):
-        for method in ("random", "reward", "majority", "logprob", "logprob_sum", "shortest", "longest", "oracle", "n"):
+        for method in ("random", "reward", "majority", "logprob", "logprob_sum", "logratio", "logratio_sum", "shortest",
+                       "longest", "oracle", "n"):  # fmt: skip
             assert f"{prefix}.{method}" in names
+        assert {f"{prefix}.reward-logratio", f"{prefix}.reward-logratio.p", f"{prefix}.auroc.logratio"} <= names
         assert {f"{prefix}.reward-majority", f"{prefix}.reward-majority.p", f"{prefix}.auroc.reward"} <= names
-    for method in ("reward", "logprob_drop", "logprob_change", "chance", "first", "longest"):
+    for method in ("reward", "logprob_drop", "logprob_change", "logratio_drop", "chance", "first", "longest"):
         assert {f"localise.{method}.exact", f"localise.{method}.within1"} <= names
     assert {"localise.reward.f1", "localise.chance.f1", "localise.reward-chance.exact"} <= names
     for split in ("test", *arithmetic.OUT_OF_RANGE):
-        assert {f"audit.{split}.auroc", f"audit.{split}.auroc_length"} <= names
+        assert {f"audit.{split}.auroc", f"audit.{split}.auroc_length", f"audit.{split}.reward_gap"} <= names
     assert {"audit.shuffle.reward", "audit.swap.steps", "audit.swap.answer", "time.rerank"} <= names
 
 
@@ -155,9 +165,42 @@ def test_figures_agree_with_one_another(finished):
     difference = figures["posttrain.rairl.pass@1"].value - figures["posttrain.sft.pass@1"].value
     assert figures["posttrain.rairl-sft.pass@1"].value == pytest.approx(difference)
     # The authors follow up their wrong steps consistently, so a right answer by wrong steps is rare but possible.
-    assert figures["posttrain.sft.process"].value <= figures["posttrain.sft.pass@1"].value
+    assert figures["posttrain.sft.process@1"].value <= figures["posttrain.sft.pass@1"].value
     assert figures["posttrain.sft.format"].value == 1
     assert figures["rerank.n"].value == 4
+
+
+def test_the_figures_are_ratios_of_what_lies_behind_them(finished):
+    figures = merge_metrics(finished.root / "metrics")
+    for stage in ("posttrain", "rerank", "localise", "audit"):
+        behind = read_questions(finished.root / "plots" / stage)
+        assert behind
+        for name, rows in behind.items():
+            top, bottom = (sum(column) for column in zip(*rows.values(), strict=True))
+            assert figures[name].value == pytest.approx(top / bottom, abs=1e-5), name
+    names = set(read_questions(finished.root / "plots" / "posttrain"))
+    assert {"posttrain.rairl.pass@1", "posttrain.sft_last.t0.5.pass@1", "posttrain.grpo.process@1"} <= names
+
+
+def test_the_report_holds_the_policies_updates_against_each_other(finished):
+    [policies, *_] = tables(merge_metrics(finished.root / "metrics"))["training"]
+    at = policies.columns.index("updates")
+    assert {label: row[at] for label, row in policies.rows.items()} == {
+        "base": None, "SFT": "24", "SFT, last epoch": "24", "GRPO (sees the answers)": "3", "R-AIRL": "3",
+    }  # fmt: skip
+    assert "pass@1, temperature 0.5" in policies.columns
+
+
+def test_candidates_without_likelihoods_stop_the_stage(finished, tmp_path):
+    shutil.copytree(finished.root / "candidates", tmp_path / "candidates")
+    changes = {"candidates": tmp_path / "candidates", "scores": tmp_path / "s", "plots": tmp_path / "p"}
+    path = tmp_path / "candidates" / "sft.test.likelihood.json"
+    path.write_text("{}")
+    with pytest.raises(RairlError, match=r"sft\.test\.likelihood\.json lacks the likelihood"):
+        finished.run("rerank", **changes)
+    path.unlink()
+    with pytest.raises(RairlError, match=r"likelihood\.json does not exist; run the sample stage"):
+        finished.run("localise", **changes)
 
 
 def test_every_stage_is_deterministic(finished, tmp_path):
@@ -260,6 +303,9 @@ def logged(finished, tmp_path_factory) -> Finished:
                 value = {key: item for key, item in value.items() if key not in ("labelled", "first_error")}
             rows.append(json.dumps(value))
         (root / path).write_text("\n".join(rows))
+    shutil.copyfile(
+        finished.root / "candidates/sft.test.likelihood.json", root / "candidates/logged.test.likelihood.json"
+    )
     shutil.copyfile(root / "data/logged_train.jsonl", root / "data/labelled_people.jsonl")
     found = Finished(root, parse_params(values), {})
     (root / "metrics").mkdir()

@@ -20,6 +20,7 @@ from rairl.evaluate.rerank import (
     majority_of_n,
     rerank_figures,
 )
+from rairl.models.policy import LogProbs
 from rairl.stats import pass_at_k
 from rairl.traces import Trace
 
@@ -126,13 +127,19 @@ CANDIDATES = [
 ]
 
 
+def ratios(*totals, tokens=1):
+    return [LogProbs(np.zeros(0), np.zeros(0), total, tokens) for total in totals]
+
+
 def test_baselines_by_hand(tmp_path):
-    scores = baseline_scores(CANDIDATES, tmp_path / "f", {"m": 0.9, "w": 0.2})
+    over_base = [*ratios(6.0, tokens=6), *ratios(2.0, tokens=1), *ratios(1.0, tokens=1), *ratios(4.0, tokens=2)]
+    scores = baseline_scores(CANDIDATES, tmp_path / "f", over_base, {"m": 0.9, "w": 0.2})
+    assert scores["logratio"] == [1, 2, 1, 2]
     table = expected_accuracy(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, [1, 2])
     means = {name: values[2].mean() for name, values in table.items()}
     assert means == {
         "reward": 1.0, "random": 0.5, "logprob": 1.0, "logprob_sum": 0.5, "shortest": 0.0, "longest": 1.0,
-        "oracle": 1.0, "model_name": 0.5, "majority": 0.5,
+        "oracle": 1.0, "model_name": 0.5, "majority": 0.5, "logratio": 0.5, "logratio_sum": 1.0,
     }  # fmt: skip
     assert all(values[1].mean() == 0.5 for values in table.values())
     figures = rerank_figures(table, ["a", "b"], 2, "rerank", draws=100, seed=0)
@@ -144,7 +151,9 @@ def test_baselines_by_hand(tmp_path):
     aurocs = auroc_figures(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, "rerank.auroc", draws=100, seed=0)
     assert {name: figure.value for name, figure in aurocs.items()} == {
         "rerank.auroc.reward": 1, "rerank.auroc.logprob": 1, "rerank.auroc.length": 1, "rerank.auroc.model_name": 0.5,
+        "rerank.auroc.logratio": 0.5,
     }  # fmt: skip
+    assert figures["rerank.reward-logratio"].value == 0.5
 
 
 def test_equal_answers_in_different_words_vote_together(tmp_path):
@@ -159,7 +168,7 @@ def test_equal_answers_in_different_words_vote_together(tmp_path):
 def test_model_accuracy_comes_from_other_questions(tmp_path):
     assert accuracy_by_source(CANDIDATES) == {"m": 0.5, "w": 0.5}
     with pytest.raises(RairlError, match="trace 'a/1': source 'w' has no traces"):
-        baseline_scores(CANDIDATES, tmp_path / "f", {"m": 0.9})
+        baseline_scores(CANDIDATES, tmp_path / "f", ratios(0, 0, 0, 0), {"m": 0.9})
 
 
 def test_a_question_with_too_few_candidates_is_named():
@@ -178,7 +187,7 @@ def test_reference_numbers_of_the_gsm8k_model_solutions(tmp_path):
             if isinstance(solution, dict):
                 text, right = solution["solution"], solution["is_correct"]
                 traces.append(candidate(str(number), name, text, right=right, answer=text[-1:], source=name))
-    scores = baseline_scores(traces, tmp_path / "f", accuracy_by_source(traces))
+    scores = baseline_scores(traces, tmp_path / "f", ratios(*(0 for _ in traces)), accuracy_by_source(traces))
     means = {name: values[4].mean() for name, values in expected_accuracy(traces, scores, [4]).items()}
     expected = {"random": 0.379, "shortest": 0.341, "longest": 0.394, "model_name": 0.563, "oracle": 0.672}
     assert {name: means[name] for name in expected} == pytest.approx(expected, abs=0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,16 @@ import pytest
 import torch
 
 from rairl.errors import RairlError
-from rairl.models.policy import encode, token_at
-from rairl.models.reward import Calibration, RewardModel, new_reward, read_tokens, token_surprise
-from rairl.params import Params, RewardParams
+from rairl.learn.adversarial import Batch
+from rairl.learn.discriminator import LearnedReward
+from rairl.learn.rollouts import Completion
+from rairl.models.base import load_source
+from rairl.models.policy import encode, load_policy, save_policy, token_at
+from rairl.models.reward import Calibration, RewardModel, new_reward, read_tokens, reward_on, token_surprise
+from rairl.params import BaseParams, Params, RewardParams, load_params
 from rairl.traces import Trace
+
+ROOT = Path(__file__).parents[1]
 
 
 def change(params: Params, **values: object) -> RewardParams:
@@ -28,7 +35,7 @@ def surprisal(tiny_policy: Path, miniature: Params) -> RewardModel:
 @pytest.fixture
 def linear(tiny_policy: Path, miniature: Params) -> RewardModel:
     model = new_reward(tiny_policy, change(miniature, head="linear", train="full"), seed=1)
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head[-1].weight)
     return model
 
 
@@ -93,8 +100,6 @@ def test_a_step_between_two_reads_takes_the_next_one(tiny_policy: Path, miniatur
 
 def test_future_steps_do_not_change_the_read(surprisal: RewardModel, demos: list[Trace]) -> None:
     """The logit of a prefix is a function of the prefix: a later corruption leaves earlier reads as they were."""
-    from dataclasses import replace
-
     trace = demos[0]
     cut = trace.steps[1].start
     other = replace(trace, text=trace.text[:cut] + trace.text[cut:].translate(str.maketrans("123456789", "234567891")))
@@ -103,16 +108,61 @@ def test_future_steps_do_not_change_the_read(surprisal: RewardModel, demos: list
     assert mine.steps[0] == pytest.approx(theirs.steps[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["surprisal", "linear"])
-def test_folder_loads_back(kind: str, request: pytest.FixtureRequest, demos: list[Trace], tmp_path: Path) -> None:
-    model: RewardModel = request.getfixturevalue(kind)
+KINDS = {
+    "head": {"head": "surprisal", "train": "head"},
+    "lora": {"head": "surprisal", "train": "lora"},
+    "linear head": {"head": "linear", "train": "head"},
+    "linear lora": {"head": "linear", "train": "lora"},
+    "linear full": {"head": "linear", "train": "full"},
+}
+
+
+def step(model: RewardModel, traces: list[Trace], steps: int = 4, rate: float = 0.1) -> None:
+    """Raise the logits of ``traces``, in several steps: a zero head or adapter passes gradients from the next on."""
+    optimizer = torch.optim.Adam(model.trained_parameters(), lr=rate)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-torch.nn.functional.logsigmoid(model.logits(model.read(traces)))).mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("spectral", [False, True], ids=["", "spectral"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_folder_loads_back(
+    kind: str, spectral: bool, tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    params = change(miniature, **KINDS[kind], spectral_norm=spectral, dropout=0.1)
+    model = new_reward(tiny_policy, params, seed=1)
     model.calibration = Calibration("min", "argmin", -0.5)
+    step(model, demos[:4], rate=0.01)
+    scores = model.score(demos)
+    model.train()  # as in the middle of a run
     model.save_pretrained(tmp_path)
     again = RewardModel.from_pretrained(tmp_path)
     assert again.calibration == model.calibration and again.params == model.params
-    for one, other in zip(model.score(demos), again.score(demos), strict=True):
-        np.testing.assert_allclose(one.steps, other.steps, atol=1e-5)
-    assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))  # safetensors only
+    for before, after, loaded in zip(scores, model.score(demos), again.score(demos), strict=True):
+        assert before.steps.tolist() == after.steps.tolist()
+        np.testing.assert_allclose(before.steps, loaded.steps, atol=1e-5)
+    assert len({one.last for one in scores}) > 1
+    assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))  # safetensors only
+
+
+def test_a_folder_with_adapters_is_read_by_peft(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = new_reward(tiny_policy, change(miniature, train="lora"), seed=1)
+    step(model, demos[:4])
+    model.save_pretrained(tmp_path)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path / "adapter")
+    ids = torch.tensor([encode(model.tokenizer, demos[:1])[0].ids])
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, model.adapter(ids).logits)
+        assert not torch.allclose(plain(ids).logits, model.backbone(ids).logits)
+    assert str(tiny_policy) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
 
 
 def test_linear_head_loads_in_plain_transformers(linear: RewardModel, demos: list[Trace], tmp_path: Path) -> None:
@@ -130,15 +180,225 @@ def test_linear_head_loads_in_plain_transformers(linear: RewardModel, demos: lis
     assert logits[0, -1, 0].item() == pytest.approx(linear.score(demos[:1])[0].last, abs=1e-4)
 
 
-def test_a_frozen_backbone_stays_and_the_head_moves(surprisal: RewardModel) -> None:
-    names = {name for name, parameter in surprisal.named_parameters() if parameter.requires_grad}
-    assert names and all(name.startswith("head.") for name in names)
+@pytest.mark.parametrize("kind", KINDS)
+def test_exactly_what_should_learn_gets_gradients_and_moves(
+    kind: str, tiny_policy: Path, miniature: Params, demos: list[Trace]
+) -> None:
+    model = new_reward(tiny_policy, change(miniature, **KINDS[kind]), seed=1)
+    learns = {
+        "head": lambda name: name.startswith("head."),
+        "lora": lambda name: name.startswith("head.") or "lora_" in name,
+        "full": lambda name: True,
+    }[KINDS[kind]["train"]]
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    step(model, demos[:4])
+    for name, value in model.named_parameters():
+        assert (value.grad is not None and bool(value.grad.any())) == learns(name), name
+        assert (not torch.equal(value, before[name])) == learns(name), name
+    if KINDS[kind]["train"] == "lora":
+        places = {name.split(".")[-4] for name in before if "lora_" in name}
+        assert places == {f"{place}_proj" for place in ("q", "k", "v", "o", "gate", "up", "down")}
+        assert {value.shape[0] for name, value in before.items() if "lora_A" in name} == {miniature.reward.lora_rank}
+        assert all(layer.scaling["default"] == 2 for layer in model.modules() if hasattr(layer, "lora_A"))
 
 
-def test_gradient_reaches_a_trained_backbone(linear: RewardModel, demos: list[Trace]) -> None:
-    linear.train()
-    linear.logits(linear.read(demos[:2])).sum().backward()
-    assert all(parameter.grad is not None for name, parameter in linear.named_parameters() if "layers" in name)
+def test_the_rank_is_that_of_the_adapters(tiny_policy: Path, miniature: Params) -> None:
+    model = new_reward(tiny_policy, change(miniature, train="lora", lora_rank=3), seed=1)
+    ranks = {value.shape[0] for name, value in model.named_parameters() if "lora_A" in name}
+    assert ranks == {3}
+
+
+def test_what_the_head_reads_as_surprise_does_not_move_with_the_adapters(
+    tiny_policy: Path, miniature: Params, demos: list[Trace]
+) -> None:
+    model = new_reward(tiny_policy, change(miniature, train="lora"), seed=1)
+    before = model.eval().read(demos).features.detach()
+    step(model, demos[:4])
+    after = model.eval().read(demos).features.detach()
+    assert torch.equal(before[:, -6:], after[:, -6:])
+    assert (before[:, :-6] != after[:, :-6]).any(0).all()
+
+
+def test_dropout_acts_in_front_of_the_last_map_and_only_in_training(
+    tiny_policy: Path, miniature: Params, demos: list[Trace]
+) -> None:
+    for head in ("surprisal", "linear"):
+        without, model = (
+            new_reward(tiny_policy, change(miniature, head=head, dropout=share), seed=1) for share in (0.0, 0.5)
+        )
+        seen: list[torch.Tensor] = []
+        model.head[-1].register_forward_pre_hook(lambda layer, inputs, seen=seen: seen.append(inputs[0]))
+        model.train()
+        reads = model.read(demos)
+        model.logits(reads)
+        model.eval()
+        model.logits(reads)
+        assert (seen[0] == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+        assert not (seen[1] == 0).any()
+        assert [one.last for one in model.score(demos)] == [one.last for one in without.score(demos)]
+
+
+@pytest.mark.parametrize("head", ["surprisal", "linear"])
+def test_spectral_norm_keeps_every_linear_map_at_one(
+    head: str, tiny_policy: Path, miniature: Params, demos: list[Trace]
+) -> None:
+    def norms(spectral: bool) -> list[float]:
+        model = new_reward(tiny_policy, change(miniature, head=head, spectral_norm=spectral), seed=1)
+        step(model, demos[:4], steps=30)
+        maps = [layer.weight for layer in model.eval().head if isinstance(layer, torch.nn.Linear)]
+        assert len(maps) == (1 if head == "linear" else 2)
+        return [torch.linalg.matrix_norm(weight, 2).item() for weight in maps]
+
+    assert norms(True) == pytest.approx([1.0] * len(norms(True)), abs=0.02)
+    assert max(norms(False)) > 1.5
+
+
+def test_a_checkpoint_holds_all_that_learns(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
+    params = change(miniature, train="lora", spectral_norm=True)
+    model, again = (new_reward(tiny_policy, params, seed=seed) for seed in (1, 2))
+    step(model, demos[:4])
+    state = model.learned_state()
+    assert not any("base_layer" in name or name.startswith("backbone") for name in state)
+    again.load_state_dict(state, strict=False)
+    for one, other in zip(model.score(demos), again.score(demos), strict=True):
+        assert one.steps.tolist() == other.steps.tolist()
+
+
+def test_a_frozen_backbone_reads_without_its_own_dropout(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    policy, tokenizer = load_policy(tiny_policy)
+    policy.config.attention_dropout = 0.5
+    save_policy(tmp_path, policy, tokenizer)
+    model = new_reward(tmp_path, miniature.reward, seed=1).train()
+    assert torch.equal(model.read(demos[:2]).features, model.read(demos[:2]).features)
+
+
+# --- other backbones -------------------------------------------------------------------------------------------------
+
+
+def test_a_bfloat16_body_feeds_a_float32_head(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    policy, tokenizer = load_policy(tiny_policy)
+    save_policy(tmp_path, policy.bfloat16(), tokenizer)
+    for values in KINDS.values():
+        model = new_reward(tmp_path, change(miniature, **values), seed=1)
+        assert next(model.backbone.parameters()).dtype == torch.bfloat16
+        reads = model.read(demos[:2])
+        assert reads.features.dtype == torch.float32 and np.isfinite(model.score(demos[:1])[0].last)
+
+
+def test_a_trace_beyond_the_backbones_positions_is_named(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    policy, tokenizer = load_policy(tiny_policy)
+    length = len(encode(tokenizer, demos[:1])[0].ids)
+    policy.config.max_position_embeddings = length
+    save_policy(tmp_path, policy, tokenizer)
+    model = new_reward(tmp_path, miniature.reward, seed=1)
+    assert len(model.score(demos[:1])) == 1
+    longer = replace(demos[0], text=demos[0].text + "1")
+    with pytest.raises(RairlError, match=rf"'{demos[0].id}' has {length + 1} tokens .* at most {length};"):
+        model.score([longer])
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory, miniature_base: BaseParams) -> Path:
+    """A second tiny model whose tokens run over line ends and word borders, and which has no chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from rairl.datasets import arithmetic
+    from rairl.models.base import EOS, PAD, new_model
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=[EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((f"{p}\n{t}" for p, t in arithmetic.corpus(200, 1)), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+    folder = tmp_path_factory.mktemp("foreign")
+    save_policy(folder, new_model(miniature_base, fast, max_tokens=400, seed=3), fast)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def miniature_base() -> BaseParams:
+    return load_params(ROOT / "tests" / "miniature.yaml").base
+
+
+def on_foreign(folder: Path, params: RewardParams) -> RewardModel:
+    return reward_on(*load_source("reward.backbone", str(folder), None), params, seed=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backbone_with_another_tokenizer_reads_at_the_right_characters(
+    kind: str, foreign: Path, tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    model = on_foreign(foreign, change(miniature, **KINDS[kind]))
+    policy_tokenizer = load_policy(tiny_policy)[1]
+    straddles = 0
+    for trace, item in zip(demos, encode(model.tokenizer, demos), strict=True):
+        assert item.ids != encode(policy_tokenizer, [trace])[0].ids
+        for place in trace.steps:
+            at = token_at(item, place.end)
+            upto, short = (model.tokenizer.decode(item.ids[:end]) for end in (at + 1, at))
+            prompt = f"{trace.problem}\n"
+            assert upto.startswith(prompt + trace.text[: place.end]) and len(short) < len(prompt) + place.end
+            straddles += upto != prompt + trace.text[: place.end]
+    assert straddles  # or this tokenizer would prove little
+    model.save_pretrained(tmp_path)
+    again = RewardModel.from_pretrained(tmp_path)
+    for one, other, trace in zip(model.score(demos), again.score(demos), demos, strict=True):
+        assert len(one.steps) == len(trace.steps)
+        np.testing.assert_allclose(one.steps, other.steps, atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["step", "interval", "dense"])
+def test_advantages_of_another_tokenizer_land_on_the_policys_tokens(
+    granularity: str, foreign: Path, tiny_policy: Path, miniature: Params, demos: list[Trace]
+) -> None:
+    """Each of the policy's tokens gets the value of the first read at or after its last character."""
+    params = change(miniature, credit="return", discount=0.0, granularity=granularity, interval=5)
+    model = on_foreign(foreign, params)
+    tokenizer = load_policy(tiny_policy)[1]
+    completions = [
+        Completion(item.ids[: item.prompt_tokens], [*item.ids[item.prompt_tokens :], tokenizer.eos_token_id], [], True)
+        for item in encode(tokenizer, demos[:4])
+    ]
+    batch = Batch([demos[0], demos[2]], completions, demos[:4], tokenizer)
+    advantages, _ = LearnedReward(model, demos, params, 0.5, seed=0).advantages(batch)
+    for trace, completion, values in zip(demos[:4], completions, advantages, strict=True):
+        item = encode(model.tokenizer, [trace])[0]
+        ends = [
+            len(model.tokenizer.decode(item.ids[: token + 1])) - len(trace.problem) - 1
+            for token in read_tokens(item, trace, params.granularity, params.interval)
+        ]
+        unit_of = []
+        for count in range(1, len(completion.ids)):
+            reached = len(tokenizer.decode(completion.ids[:count]))
+            unit_of.append(next(unit for unit, end in enumerate(ends) if end >= reached))
+        unit_of.append(len(ends) - 1)  # the end token
+        assert len(values) == len(completion.ids)
+        for unit in set(unit_of):
+            assert len({value for value, mine in zip(values, unit_of, strict=True) if mine == unit}) == 1
+        firsts = [values[unit_of.index(unit)] for unit in sorted(set(unit_of))]
+        assert len(set(firsts)) == len(firsts)
+
+
+def test_a_backbone_that_is_nowhere_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(RairlError, match=r"reward\.backbone 'some/model' .* set reward\.revision"):
+        load_source("reward.backbone", "some/model", None)
+    with pytest.raises(RairlError, match=r"reward\.backbone 'some/model' can't be loaded"):
+        load_source("reward.backbone", "some/model", "0" * 40)
+    with pytest.raises(RairlError, match=r"base\.source .* can't be loaded"):
+        load_source("base.source", str(tmp_path), None)
 
 
 def test_prompts_and_foreign_folders_are_refused(surprisal: RewardModel, tmp_path: Path) -> None:

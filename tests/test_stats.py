@@ -16,6 +16,7 @@ from rairl.stats import (
     bootstrap_mean,
     exact,
     from_json,
+    hierarchical_bootstrap,
     paired_difference,
     paired_permutation_p,
     pass_at_k,
@@ -180,3 +181,52 @@ def test_pass_at_k_refuses_more_than_there_are():
 def test_json_round_trip():
     figures = {"a": Estimate(0.5, 0.4, 0.6, 7), "b": exact(3)}
     assert from_json(to_json(figures)) == figures
+
+
+# --- several training runs -------------------------------------------------------------------------------------------
+
+
+def first(means):
+    return means[..., 0]
+
+
+def runs_of(*rows):
+    """Training runs of one figure from ``[(numerator, denominator), ...]`` per question."""
+    return [np.array(row, dtype=float)[:, None, :] for row in rows]
+
+
+def test_a_mean_over_runs_by_hand():
+    runs = runs_of([(1, 2), (3, 4)], [(1, 1), (0, 1), (0, 2)])
+    found = hierarchical_bootstrap(runs, first, draws=500)
+    assert found.value == pytest.approx((4 / 6 + 1 / 4) / 2)
+    assert found.n == 5
+    assert found.low <= found.value <= found.high
+
+
+def test_one_run_has_the_plain_bootstraps_interval():
+    values = np.random.default_rng(0).normal(size=300)
+    plain = bootstrap_mean(values, [f"{i:03d}" for i in range(300)], draws=4000)
+    found = hierarchical_bootstrap(runs_of([(value, 1) for value in values]), first, draws=4000)
+    assert found.value == pytest.approx(plain.value)
+    assert found.low == pytest.approx(plain.low, abs=0.01)
+    assert found.high == pytest.approx(plain.high, abs=0.01)
+
+
+def test_runs_that_differ_widen_the_interval_however_many_questions_there_are():
+    alike = hierarchical_bootstrap(runs_of(*[[(0.5, 1)] * 2000] * 4), first)
+    apart = hierarchical_bootstrap(runs_of(*[[(level, 1)] * 2000 for level in (0.2, 0.4, 0.6, 0.8)]), first)
+    assert (alike.low, alike.high) == pytest.approx((0.5, 0.5))
+    assert apart.value == pytest.approx(0.5)
+    # The mean of four draws from four levels: 2.5 % and 97.5 % of its 4^4 equally likely values.
+    means = sorted(np.mean(draw) for draw in itertools.product((0.2, 0.4, 0.6, 0.8), repeat=4))
+    assert apart.low == pytest.approx(means[6], abs=0.051)
+    assert apart.high == pytest.approx(means[249], abs=0.051)
+
+
+def test_figures_of_one_run_are_drawn_together_and_nothing_comes_of_nothing():
+    values = np.random.default_rng(0).normal(size=(2, 50))
+    both = [np.stack([np.stack([row + 1, row], 1), np.ones((50, 2))], -1) for row in values]
+    found = hierarchical_bootstrap(both, lambda means: means[..., 0] - means[..., 1], draws=300)
+    assert found[:3] == pytest.approx((1, 1, 1))
+    assert hierarchical_bootstrap([], first).n == 0
+    assert hierarchical_bootstrap(runs_of([(0, 0)]), first).n == 0

@@ -10,6 +10,7 @@ from rairl.evaluate.candidates import (
     read_candidates,
     require_answered,
     splits_of,
+    temperature_label,
 )
 from rairl.evaluate.training import (
     compare,
@@ -17,6 +18,7 @@ from rairl.evaluate.training import (
     pass_at_k_per_question,
     powers_of_two,
     process_right,
+    rates,
     sample_figures,
     samples_per_question,
 )
@@ -75,7 +77,7 @@ def test_sample_figures(tmp_path):
     traces = sampled(a=[True, False], b=[True, True])
     figures = sample_figures(traces, "posttrain.sft", tmp_path / "f", [1, 2], draws=200, seed=0)
     assert set(figures) == {
-        f"posttrain.sft.{name}" for name in ("pass@1", "pass@2", "exact", "process", "format", "length")
+        f"posttrain.sft.{name}" for name in ("pass@1", "pass@2", "exact", "process@1", "format", "length")
     }
     assert figures["posttrain.sft.pass@1"].value == 0.75
     assert figures["posttrain.sft.pass@1"].n == 2
@@ -90,7 +92,8 @@ def test_lenient_and_exact_checker_part_ways_on_form(tmp_path):
     figures = sample_figures([loose], "x", tmp_path / "f", [1], draws=100, seed=0)
     assert figures["x.pass@1"].value == 1
     assert figures["x.exact"].value == 0
-    assert "x.process" not in figures
+    assert "x.process@1" not in figures
+    assert set(rates([loose])) == {"pass@1"}
 
 
 def test_unreadable_answers_lower_the_format_rate(tmp_path):
@@ -106,13 +109,26 @@ def test_greedy_accuracy():
 def test_policies_are_compared_on_the_same_questions():
     sft = sampled(**{f"q{i}": [False, i % 2 == 0] for i in range(40)})
     rairl = sampled(**{f"q{i}": [True, i % 2 == 0] for i in range(40)})
-    figures = compare({"sft": sft, "rairl": rairl}, None, draws=500, seed=0)
-    assert set(figures) == {"posttrain.rairl-sft.pass@1", "posttrain.rairl-sft.pass@1.p"}
+    policies = {"sft": rates(sft), "rairl": rates(rairl)}
+    figures = compare(policies, "", draws=500, seed=0)
+    assert set(figures) == {
+        f"posttrain.rairl-sft.{metric}{end}" for metric in ("pass@1", "process@1") for end in ("", ".p")
+    }
     assert figures["posttrain.rairl-sft.pass@1"] == (0.5, 0.5, 0.5, 40)
     assert figures["posttrain.rairl-sft.pass@1.p"].value < 0.001
-    assert "posttrain.rairl-sft.ood_x.pass@1" in compare({"sft": sft, "rairl": rairl}, "ood_x", draws=100, seed=0)
+    for place in ("ood_x", "t0.5"):
+        assert f"posttrain.rairl-sft.{place}.pass@1" in compare(policies, place, draws=100, seed=0)
     with pytest.raises(RairlError, match="'q39'"):
-        compare({"sft": sft[:-2], "rairl": rairl}, None, draws=100, seed=0)
+        compare({"sft": rates(sft[:-2]), "rairl": rates(rairl)}, "", draws=100, seed=0)
+
+
+def test_a_right_answer_by_wrong_steps_counts_for_pass_but_not_for_process():
+    guessed = [solved("a", 0, right=True, error=1), solved("a", 1, right=True), solved("b", 0, right=False, error=0)]
+    assert rates(guessed) == {"pass@1": {"a": 1.0, "b": 0.0}, "process@1": {"a": 0.5, "b": 0.0}}
+    clean = [solved("a", 0, right=True), solved("b", 0, right=False, error=0)]
+    figures = compare({"sft": rates(guessed), "rairl": rates(clean)}, "", draws=100, seed=0)
+    assert figures["posttrain.rairl-sft.pass@1"].value == 0
+    assert figures["posttrain.rairl-sft.process@1"].value == 0.25
 
 
 def test_a_missing_logprob_is_an_error_that_names_file_and_trace(tmp_path):
@@ -134,7 +150,8 @@ def test_candidates_files(tmp_path):
         (tmp_path / f"{name}.jsonl").touch()
     assert splits_of(tmp_path, "sft") == ["test", "ood_a", "ood_b"]
     assert splits_of(tmp_path, "rairl") == ["test"]
-    assert candidates_path(tmp_path, "sft", "test", greedy=True).exists()
+    assert candidates_path(tmp_path, "sft", "test", "greedy").exists()
+    assert candidates_path(tmp_path, "sft", "test", temperature_label(0.5)).name == "sft.test.t0.5.jsonl"
     write_traces(tmp_path / "x.jsonl", [Trace("q/0", "p", "text", group="q")])
     with pytest.raises(RairlError, match="trace 'q/0' has no 'correct'"):
         read_candidates(tmp_path / "x.jsonl")

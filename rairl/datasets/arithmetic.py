@@ -1,7 +1,7 @@
 """The built-in benchmark: generated word problems whose every step can be checked exactly.
 
-A problem tells what one person has and how the others' possessions follow from it. The expert derives them one after
-the other, one step per statement::
+A problem tells what one person has and how each next person's possessions follow from the one's before. The expert
+derives them one after the other, one step per statement::
 
     Today Tom has 12 apples. Ana has 5 more apples than Tom. Ben has 3 times as many apples as Ana.
     How many apples does Ben have?
@@ -11,7 +11,7 @@ the other, one step per statement::
 
 The *oracle* (:func:`first_error`) parses the problem's text back and re-derives every step, so it needs nothing but
 what the reader sees. The pre-training corpus (:func:`corpus`) is written by many authors, most of whom have systematic
-habits (read "fewer" as "more", take the person mentioned last): a model trained on it is wrong *with confidence*, as a
+habits (read "fewer" as "more", go on with the number read last): a model trained on it is wrong *with confidence*, as a
 real language model is, and its wrong answers agree with one another. Experts have no such habits.
 """
 
@@ -23,24 +23,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rairl.params import ArithmeticDataset
-from rairl.traces import Trace, locate_steps
+from rairl.segment import compose
+from rairl.traces import Trace
 
 NAMES = (
     "Ana Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kim Leo".split()
 )  # one word each, so that the parser can be a plain pattern
 THINGS = "apples books coins eggs flowers marbles pencils shells".split()
-DEMONSTRATED = ("more", "fewer", "times", "together")
-UNSEEN = ("half", "twice_together")
+DEMONSTRATED = ("more", "fewer", "times", "half")
+UNSEEN = ("twice", "third")
 """Statement kinds that no demonstration has (they do occur in the pre-training corpus)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """``subject`` has something derived from the people in ``refs`` by ``kind`` and, for some kinds, ``number``."""
+    """``subject`` has what ``ref`` has, changed by ``kind`` and, for some kinds, by ``number``."""
 
     kind: str
     subject: str
-    refs: tuple[str, ...]
+    ref: str
     number: int = 0
 
 
@@ -58,38 +59,40 @@ class Problem:
 class Range:
     """What a split may contain: chain length, statement kinds, and the numbers' bounds."""
 
-    steps: tuple[int, int] = (2, 4)
+    steps: tuple[int, int] = (3, 6)
     kinds: tuple[str, ...] = DEMONSTRATED
-    values: tuple[int, int] = (2, 30)
+    values: tuple[int, int] = (2, 40)
     starts: tuple[int, int] = (8, 20)
 
 
 IN_RANGE = Range()
 OUT_OF_RANGE = {
-    "ood_longer": Range(steps=(5, 6)),
+    "ood_longer": Range(steps=(7, 8)),
     "ood_operators": Range(kinds=DEMONSTRATED + UNSEEN),
-    "ood_numbers": Range(values=(2, 60), starts=(31, 50)),
+    "ood_numbers": Range(values=(2, 60), starts=(41, 55)),
 }
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
 _SENTENCES: dict[str, str] = {
-    "more": "{subject} has {number} more {thing} than {a}.",
-    "fewer": "{subject} has {number} fewer {thing} than {a}.",
-    "times": "{subject} has {number} times as many {thing} as {a}.",
-    "together": "{subject} has as many {thing} as {a} and {b} together.",
-    "half": "{subject} has half as many {thing} as {a}.",
-    "twice_together": "{subject} has twice as many {thing} as {a} and {b} together.",
+    "more": "{subject} has {number} more {thing} than {ref}.",
+    "fewer": "{subject} has {number} fewer {thing} than {ref}.",
+    "times": "{subject} has {number} times as many {thing} as {ref}.",
+    "half": "{subject} has half as many {thing} as {ref}.",
+    "twice": "{subject} has twice as many {thing} as {ref}.",
+    "third": "{subject} has a third as many {thing} as {ref}.",
 }
 _EXPRESSIONS: dict[str, str] = {
     "more": "{x} + {number}",
     "fewer": "{x} - {number}",
     "times": "{number} * {x}",
-    "together": "{x} + {y}",
     "half": "{x} / 2",
-    "twice_together": "2 * ({x} + {y})",
+    "twice": "2 * {x}",
+    "third": "{x} / 3",
 }
+_COMMUTED: dict[str, str] = {"more": "{number} + {x}", "times": "{x} * {number}", "twice": "{x} * 2"}
+"""The other order of what commutes; as right as the first."""
 
 
 def _pattern(sentence: str) -> re.Pattern[str]:
@@ -97,8 +100,7 @@ def _pattern(sentence: str) -> re.Pattern[str]:
         "subject": r"(?P<subject>\w+)",
         "number": r"(?P<number>\d+)",
         "thing": r"\w+",
-        "a": r"(?P<a>\w+)",
-        "b": r"(?P<b>\w+)",
+        "ref": r"(?P<ref>\w+)",
     }
     return re.compile(re.sub(r"\\{(\w+)\\}", lambda match: fields[match[1]], re.escape(sentence)))
 
@@ -112,9 +114,8 @@ def render(problem: Problem) -> str:
     """The problem in English."""
     parts = [f"Today {problem.first} has {problem.start} {problem.thing}."]
     for said in problem.statements:
-        refs = dict(zip("ab", said.refs, strict=False))
         parts.append(
-            _SENTENCES[said.kind].format(subject=said.subject, number=said.number, thing=problem.thing, **refs)
+            _SENTENCES[said.kind].format(subject=said.subject, number=said.number, thing=problem.thing, ref=said.ref)
         )
     parts.append(f"How many {problem.thing} does {problem.statements[-1].subject} have?")
     return " ".join(parts)
@@ -136,58 +137,52 @@ def parse(text: str) -> Problem:
             match = pattern.fullmatch(sentence.strip())
             if match:
                 found = match.groupdict()
-                refs = tuple(found[key] for key in "ab" if key in found)
-                statements.append(Statement(kind, found["subject"], refs, int(found.get("number", 0))))
+                statements.append(Statement(kind, found["subject"], found["ref"], int(found.get("number", 0))))
                 break
         else:
             raise ValueError(f"not a statement of this benchmark: {sentence.strip()!r}")
     return Problem(thing=head[3], first=head[1], start=int(head[2]), statements=tuple(statements))
 
 
-def _apply(said: Statement, values: Sequence[int]) -> int:
-    x = values[0]
-    match said.kind:
+def _apply(kind: str, x: int, number: int) -> int:
+    match kind:
         case "more":
-            return x + said.number
+            return x + number
         case "fewer":
-            return x - said.number
+            return x - number
         case "times":
-            return said.number * x
-        case "together":
-            return x + values[1]
+            return number * x
         case "half":
             return x // 2
-        case "twice_together":
-            return 2 * (x + values[1])
-    raise ValueError(f"unknown statement kind {said.kind!r}")
+        case "twice":
+            return 2 * x
+        case "third":
+            return x // 3
+    raise ValueError(f"unknown statement kind {kind!r}")
 
 
 def derive(problem: Problem) -> dict[str, int]:
     """What each person has."""
     values = {problem.first: problem.start}
     for said in problem.statements:
-        values[said.subject] = _apply(said, [values[ref] for ref in said.refs])
+        values[said.subject] = _apply(said.kind, values[said.ref], said.number)
     return values
 
 
-def _step_text(problem: Problem, said: Statement, operands: Sequence[int], result: int, kind: str | None = None) -> str:
-    names = dict(zip("xy", operands, strict=False))
-    expression = _EXPRESSIONS[kind or said.kind].format(number=said.number, **names)
+def _step_text(problem: Problem, said: Statement, x: int, result: int) -> str:
+    expression = _EXPRESSIONS[said.kind].format(x=x, number=said.number)
     return f"So {said.subject} has {expression} = {result} {problem.thing}."
 
 
 def expert_steps(problem: Problem) -> list[str]:
     """The expert's solution, one step per statement, in the problem's order."""
     values = derive(problem)
-    return [
-        _step_text(problem, said, [values[ref] for ref in said.refs], values[said.subject])
-        for said in problem.statements
-    ]
+    return [_step_text(problem, said, values[said.ref], values[said.subject]) for said in problem.statements]
 
 
 def completion(steps: Sequence[str], answer: int | str) -> str:
     """Steps and answer in the form every trace has."""
-    return "<think>\n" + "\n".join(steps) + f"\n</think>\n<answer>\n{answer}\n</answer>"
+    return compose(steps, str(answer))[0]
 
 
 def is_problem(text: str) -> bool:
@@ -204,7 +199,7 @@ def is_problem(text: str) -> bool:
 def first_error(problem: str, steps: Sequence[str]) -> int | None:
     """Index of the first wrong step (0-based), or None when every step is right.
 
-    Step i is right when it derives the i-th statement: right person, thing, operands (true values, in either order
+    Step i is right when it derives the i-th statement: right person, thing, operands (the true value, in either order
     where the operation commutes), operation and result. A step beyond the last statement is wrong. A solution that
     stops early has no wrong step; its answer is then missing or wrong.
     """
@@ -222,16 +217,8 @@ def _right(problem: Problem, said: Statement, values: dict[str, int], step: str)
         return False
     if match["result"] != str(values[said.subject]):
         return False
-    operands = [values[ref] for ref in said.refs]
-    orders = [operands, operands[::-1]]
-    allowed = {
-        _EXPRESSIONS[said.kind].format(number=said.number, **dict(zip("xy", order, strict=False))) for order in orders
-    }
-    if said.kind == "more":
-        allowed.add(f"{said.number} + {operands[0]}")
-    if said.kind == "times":
-        allowed.add(f"{operands[0]} * {said.number}")
-    return match["expression"] in allowed
+    forms = [_EXPRESSIONS[said.kind], _COMMUTED.get(said.kind, _EXPRESSIONS[said.kind])]
+    return match["expression"] in {form.format(x=values[said.ref], number=said.number) for form in forms}
 
 
 # --- problems --------------------------------------------------------------------------------------------------------
@@ -247,9 +234,10 @@ def generate(rng: random.Random, allowed: Range) -> Problem:
         values = {people[0]: rng.randint(*allowed.starts)}
         statements: list[Statement] = []
         for subject in people[1:]:
-            said = _draw(rng, allowed, subject, values)
-            result = _apply(said, [values[ref] for ref in said.refs])
-            if not low <= result <= high or (said.kind == "half" and values[said.refs[0]] % 2):
+            said = _draw(rng, allowed, subject, ref=list(values)[-1])
+            x = values[said.ref]
+            result = _apply(said.kind, x, said.number)
+            if not low <= result <= high or x % {"half": 2, "third": 3}.get(said.kind, 1):
                 break
             values[subject] = result
             statements.append(said)
@@ -257,15 +245,10 @@ def generate(rng: random.Random, allowed: Range) -> Problem:
             return Problem(rng.choice(THINGS), people[0], values[people[0]], tuple(statements))
 
 
-def _draw(rng: random.Random, allowed: Range, subject: str, values: dict[str, int]) -> Statement:
-    kinds = [kind for kind in allowed.kinds if len(values) > 1 or "together" not in kind]
-    kind = rng.choice(kinds)
-    people = list(values)[-2:]  # nobody further back: a tiny model can follow that
-    if "together" in kind:
-        return Statement(kind, subject, tuple(people))
-    ref = rng.choice(people)
-    number = {"times": lambda: rng.randint(2, 3), "half": lambda: 0}.get(kind, lambda: rng.randint(2, 6))()
-    return Statement(kind, subject, (ref,), number)
+def _draw(rng: random.Random, allowed: Range, subject: str, ref: str) -> Statement:
+    kind = rng.choice(allowed.kinds)
+    low, high = {"more": (2, 6), "fewer": (2, 6), "times": (2, 3)}.get(kind, (0, 0))
+    return Statement(kind, subject, ref, rng.randint(low, high))
 
 
 def trace(problem: Problem, key: str, *, solved: bool, source: str = "expert") -> Trace:
@@ -275,8 +258,7 @@ def trace(problem: Problem, key: str, *, solved: bool, source: str = "expert") -
     if not solved:
         return Trace(id=key, problem=text, gold=gold)
     steps = expert_steps(problem)
-    written = completion(steps, gold)
-    spans = locate_steps(written, steps)
+    written, spans = compose(steps, gold)
     return Trace(key, text, written, spans, gold, gold, True, None, True, source)
 
 
@@ -305,13 +287,19 @@ def build(params: ArithmeticDataset, seed: int) -> dict[str, list[Trace]]:
 
 # --- the pre-training corpus -----------------------------------------------------------------------------------------
 
-HABIT_RATE = 0.8
+HABIT_RATE = 0.7
 """Probability that a careless author has a given habit."""
-CAREFUL_RATE = 0.2
+CAREFUL_RATE = 0.15
 """Share of authors without any habit."""
 
 
-HABITS = ("fewer_as_more", "times_as_more", "last_person", "together_once")
+HABITS = ("fewer_as_more", "times_as_more", "half_as_double", "carried_number")
+_MISREAD: dict[str, dict[str, tuple[str, int | None]]] = {
+    "fewer_as_more": {"fewer": ("more", None)},
+    "times_as_more": {"times": ("more", None), "twice": ("more", 2)},
+    "half_as_double": {"half": ("times", 2), "third": ("times", 3)},
+}
+"""Per habit: the kind that a statement is taken for, and the number that is used instead of its own."""
 
 
 def author(rng: random.Random) -> frozenset[str]:
@@ -324,25 +312,21 @@ def author(rng: random.Random) -> frozenset[str]:
 def habitual_steps(problem: Problem, habits: frozenset[str]) -> tuple[list[str], int]:
     """Steps and answer as an author with these habits writes them: wrong steps are followed up consistently."""
     values = {problem.first: problem.start}
-    last = problem.first
     steps = []
+    before = 0  # the number that was read last
     for said in problem.statements:
-        refs = list(said.refs)
-        if "last_person" in habits and len(refs) == 1:
-            refs = [last]
-        if "together_once" in habits and len(refs) == 2:
-            refs = [refs[1], refs[1]]
-        operands = [values[ref] for ref in refs]
-        kind = said.kind
-        if kind == "fewer" and "fewer_as_more" in habits:
-            kind = "more"
-        if kind == "times" and "times_as_more" in habits:
-            kind = "more"
-        result = max(_apply(replace(said, kind=kind), operands), 0)  # people have no fewer than nothing
-        steps.append(_step_text(problem, said, operands, result, kind))
+        read = said
+        for habit in habits & _MISREAD.keys():
+            kind, number = _MISREAD[habit].get(said.kind, (read.kind, None))
+            read = replace(read, kind=kind, number=read.number if number is None else number)
+        if said.number and before and "carried_number" in habits:
+            read = replace(read, number=before)
+        x = values[said.ref]
+        result = max(_apply(read.kind, x, read.number), 0)  # people have no fewer than nothing
+        steps.append(_step_text(problem, read, x, result))
         values[said.subject] = result
-        last = said.subject
-    return steps, values[last]
+        before = said.number or before
+    return steps, values[problem.statements[-1].subject]
 
 
 def corpus(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rairl.evaluate.candidates import by_question
-from rairl.stats import Estimate, bootstrap_mean, pooled_auroc, within_auroc
+from rairl.evaluate.questions import Table, one_each, sums
+from rairl.stats import Estimate, bootstrap_mean, pooled_auroc, within_auroc, within_pairs
 from rairl.traces import Step, Trace, relabel
 
 SUPPORTED, NOT_SUPPORTED, FALSIFIED, NOT_TESTED = "supported", "not supported", "falsified", "not tested"
@@ -59,7 +60,8 @@ def split_figures(
     Returns:
         ``<prefix>.auroc`` within question; ``.auroc_pooled`` over all; ``.auroc_length`` and ``.auroc_logprob`` of
         length and likelihood alone; ``.auroc_without_length`` after length is regressed out; ``.reward_right`` and
-        ``.reward_wrong``, the mean scores.
+        ``.reward_wrong``, the mean scores; ``.reward_gap``, by how much right chains outscore wrong ones of their own
+        question, mean over the questions that have both.
     """
     correct = [bool(trace.correct) for trace in traces]
     groups = [trace.question for trace in traces]
@@ -79,7 +81,31 @@ def split_figures(
         figures[f"{prefix}.reward_{name}"] = bootstrap_mean(
             [scores[row] for row in rows], [groups[row] for row in rows], **sampling
         )
+    gaps = reward_gaps(correct, scores, groups)
+    figures[f"{prefix}.reward_gap"] = bootstrap_mean(list(gaps.values()), list(gaps), **sampling)
     return {name: figure for name, figure in figures.items() if figure.n}
+
+
+def split_questions(traces: Sequence[Trace], scores: Sequence[float], prefix: str) -> Table:
+    """What lies behind ``<prefix>.<auroc|reward_right|reward_wrong|reward_gap>`` of :func:`split_figures`."""
+    correct, groups = [bool(trace.correct) for trace in traces], [trace.question for trace in traces]
+    wins, pairs = within_pairs(correct, scores, groups)
+    table = {
+        f"{prefix}.auroc": {question: [wins[question], float(count)] for question, count in pairs.items() if count},
+        f"{prefix}.reward_gap": one_each(reward_gaps(correct, scores, groups)),
+    }
+    for name, kind in (("right", True), ("wrong", False)):
+        rows = [row for row, value in enumerate(correct) if value is kind]
+        table[f"{prefix}.reward_{name}"] = sums([scores[row] for row in rows], [groups[row] for row in rows])
+    return table
+
+
+def reward_gaps(correct: Sequence[bool], scores: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
+    """Mean score of right chains minus that of wrong ones, for each question that has both."""
+    parts: dict[str, tuple[list[float], list[float]]] = {}
+    for right, score, group in zip(correct, scores, groups, strict=True):
+        parts.setdefault(group, ([], []))[not right].append(score)
+    return {group: float(np.mean(right) - np.mean(wrong)) for group, (right, wrong) in parts.items() if right and wrong}
 
 
 def preference(

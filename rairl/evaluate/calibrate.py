@@ -1,13 +1,15 @@
 """Choices made on dev: how good a reward checkpoint is, its aggregator, its locator and threshold.
 
 Held-out expert traces are all it takes. Verified corruptions of them give first errors for free; rollouts of the SFT
-policy on their problems, right or wrong by the expert's own answer, give the comparison that reranking needs.
+policy on their problems, right or wrong by the expert's own answer, give the comparison that reranking needs, and the
+steps in which the wrong ones part from the expert are natural first errors. Those matter: a corruption breaks a step
+that the context asked for otherwise, and is so easy to find that it tells locators hardly apart.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from rairl.evaluate.localise import LOCATORS, choose_threshold, first_error
 from rairl.evaluate.rerank import AGGREGATORS, aggregate
 from rairl.models.reward import Calibration, RewardModel
-from rairl.perturb import perturb
+from rairl.perturb import equations, perturb
 from rairl.traces import Trace
 
 CRITERION = "dev/score"
@@ -24,13 +26,20 @@ CRITERION = "dev/score"
 
 @dataclass(frozen=True)
 class Dev:
-    """Held-out expert traces, and for each of them its corruptions and some policy's rollouts on the same problem."""
+    """Held-out expert traces, and for each of them its corruptions and some policy's rollouts on the same problem.
+
+    Attributes:
+        corrupted_of, rollouts_of: per corruption and rollout, the index of its expert.
+        rollouts_part: per rollout with a wrong answer the step in which it parts from its expert, see :func:`parting`;
+            None for the others.
+    """
 
     experts: list[Trace]
     corrupted: list[Trace]
     corrupted_of: list[int]
     rollouts: list[Trace]
     rollouts_of: list[int]
+    rollouts_part: list[int | None]
 
 
 def make_dev(experts: Sequence[Trace], rollouts: Sequence[Trace], *, copies: int, seed: int) -> Dev:
@@ -45,7 +54,31 @@ def make_dev(experts: Sequence[Trace], rollouts: Sequence[Trace], *, copies: int
                 owner.append(index)
     of = {expert.id: index for index, expert in enumerate(experts)}
     mine = [trace for trace in rollouts if trace.question in of]
-    return Dev(list(experts), corrupted, owner, mine, [of[trace.question] for trace in mine])
+    owners = [of[trace.question] for trace in mine]
+    parts = [
+        parting(experts[at], trace) if trace.correct is False else None for trace, at in zip(mine, owners, strict=True)
+    ]
+    return Dev(list(experts), corrupted, owner, mine, owners, parts)
+
+
+def parting(expert: Trace, other: Trace) -> int | None:
+    """The first step of ``other`` (0-based) that is not the expert's, or None when all of them are.
+
+    Steps are the same when they state the same equations, the words around them aside, or without any, the same words.
+    A step after the expert's last is not the expert's; to stop early is not to part.
+    """
+    theirs = [_said(step) for step in expert.step_texts()]
+    for index, step in enumerate(other.step_texts()):
+        if index >= len(theirs) or _said(step) != theirs[index]:
+            return index
+    return None
+
+
+def _said(step: str) -> tuple[object, ...]:
+    """What a step says: per equation its numbers and operators in order; else its words."""
+    return tuple(
+        (token.kind, token.worth) for equation in equations(step) for token in (*equation.left, equation.result)
+    ) or tuple(step.split())
 
 
 def preference(expert: Sequence[float], other: Sequence[float], owner: Sequence[int]) -> float:
@@ -78,8 +111,10 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
     Returns:
         ``dev/prefers_corrupted`` (how often the expert wins against its corruption) and ``dev/auroc`` (how often a
         right rollout wins against a wrong one of its problem; absent without such pairs), their mean ``dev/score``
-        (the criterion), ``dev/exact`` (first wrong step found in corruptions), and the calibration:
-        aggregator with the best ``dev/score``, locator with the best ``dev/exact``, threshold with the best F1.
+        (the criterion), ``dev/exact`` (first wrong step found in corruptions), ``dev/exact_rollouts`` (the same in
+        rollouts with a wrong answer, where they part from the expert; absent without such), and the calibration:
+        aggregator with the best ``dev/score``, locator with the best mean of the two ``dev/exact*``, threshold with
+        the best F1 over experts, corruptions and those rollouts.
     """
     scores = model.score([*dev.experts, *dev.corrupted, *dev.rollouts])
     first, second = len(dev.experts), len(dev.experts) + len(dev.corrupted)
@@ -94,14 +129,28 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
         known = {name: value for name, value in wins.items() if not np.isnan(value)}
         results[how] = {**known, CRITERION: float(np.mean(list(known.values())))}
     how = max(AGGREGATORS, key=lambda one: results[one][CRITERION])
-    truth = [int(trace.first_error) for trace in dev.corrupted if trace.first_error is not None]
-    exact = {
-        locator: float(
-            np.mean([first_error(one.steps, locator) == at for one, at in zip(corrupted, truth, strict=True)])
-        )
-        for locator in LOCATORS
+    wrong = {
+        "dev/exact": [
+            (one.steps, trace.first_error)
+            for one, trace in zip(corrupted, dev.corrupted, strict=True)
+            if trace.first_error is not None
+        ],
+        "dev/exact_rollouts": [
+            (one.steps, at) for one, at in zip(rollouts, dev.rollouts_part, strict=True) if at is not None
+        ],
     }
-    locator = max(LOCATORS, key=exact.__getitem__)
-    reads = [one.steps for one in (*experts, *corrupted)]
-    threshold = choose_threshold(reads, [*(None for _ in experts), *truth], locator)
-    return {**results[how], "dev/exact": exact[locator]}, Calibration(how, locator, threshold)
+    exact = {locator: located(wrong, locator) for locator in LOCATORS}
+    locator = max(LOCATORS, key=lambda one: float(np.mean(list(exact[one].values()))))
+    flawed = [pair for pairs in wrong.values() for pair in pairs]
+    reads = [*(one.steps for one in experts), *(row for row, _ in flawed)]
+    threshold = choose_threshold(reads, [*(None for _ in experts), *(at for _, at in flawed)], locator)
+    return {**results[how], **exact[locator]}, Calibration(how, locator, threshold)
+
+
+def located(wrong: Mapping[str, Sequence[tuple[np.ndarray, int]]], locator: str) -> dict[str, float]:
+    """Per set of (reads ``(n_steps,)``, first wrong step), how often the locator points at it; empty sets left out."""
+    return {
+        name: float(np.mean([first_error(reads, locator) == at for reads, at in pairs]))
+        for name, pairs in wrong.items()
+        if pairs
+    }

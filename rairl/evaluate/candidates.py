@@ -9,13 +9,18 @@ from pathlib import Path
 from rairl.errors import RairlError
 from rairl.traces import Trace, read_traces
 
-POLICIES = ("base", "sft", "grpo", "rairl")
+POLICIES = ("base", "sft", "sft_last", "grpo", "rairl")
 """Policies compared by the evaluation, weakest start first."""
 
 
-def candidates_path(folder: Path, policy: str, split: str, *, greedy: bool = False) -> Path:
-    """File of a policy's samples on a split, or of its greedy decodes."""
-    return folder / f"{policy}.{split}{'.greedy' if greedy else ''}.jsonl"
+def candidates_path(folder: Path, policy: str, split: str, how: str = "") -> Path:
+    """File of a policy's samples on a split, at the headline temperature or as ``how`` says (``greedy``, ``t0.5``)."""
+    return folder / f"{'.'.join(part for part in (policy, split, how) if part)}.jsonl"
+
+
+def temperature_label(temperature: float) -> str:
+    """What files and figures call the samples at another temperature than the headline's: ``t0.5``."""
+    return f"t{temperature:g}"
 
 
 def splits_of(folder: Path, policy: str) -> list[str]:

@@ -1,12 +1,20 @@
 """What tables, plots and the console call the things that metrics.json has short names for."""
 
-POLICY_LABELS = {"base": "base", "sft": "SFT", "grpo": "GRPO (sees the answers)", "rairl": "R-AIRL"}
+POLICY_LABELS = {
+    "base": "base",
+    "sft": "SFT",
+    "sft_last": "SFT, last epoch",
+    "grpo": "GRPO (sees the answers)",
+    "rairl": "R-AIRL",
+}
 SELECTOR_LABELS = {
     "random": "random (chance)",
     "reward": "reward",
     "majority": "majority vote",
     "logprob": "log-probability per token",
     "logprob_sum": "log-probability, sum",
+    "logratio": "log-ratio SFT/base per token",
+    "logratio_sum": "log-ratio SFT/base, sum",
     "shortest": "shortest",
     "longest": "longest",
     "model_name": "which model wrote it",
@@ -18,6 +26,7 @@ LOCATOR_LABELS = {
     "logprob_drop": "SFT log-probability drop, per token",
     "logprob_sum": "SFT log-probability, sum over the step",
     "logprob_change": "SFT log-probability, fall from step to step",
+    "logratio_drop": "log-ratio SFT/base drop, per token",
     "longest": "always the longest step",
     "first": "always the first step",
     "last": "always the last step",

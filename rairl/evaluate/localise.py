@@ -14,7 +14,7 @@ from rairl.errors import RairlError
 from rairl.stats import Estimate, bootstrap, bootstrap_mean, paired_difference, paired_permutation_p
 from rairl.traces import Trace
 
-LOCATORS = ("drop", "argmin")
+LOCATORS = ("drop", "fall", "argmin")
 """How reads become a suspicion per step; chosen on dev."""
 
 
@@ -24,12 +24,16 @@ def suspicion(reads: np.ndarray, locator: str) -> np.ndarray:
     Args:
         reads: ``(n_steps,)``, the logit read at each step's end.
         locator: ``drop`` takes the increments ``z_k - z_(k-1)`` with the prior logit 0 before the first step (the best
-            logit is a running sum of log-likelihood ratios, so its increment is the step's own evidence); ``argmin``
+            logit is a running sum of log-likelihood ratios, so its increment is the step's own evidence); ``fall``
+            takes the increments of the probability ``sigmoid(z_k) - sigmoid(z_(k-1))`` with the prior 1/2 (after the
+            first wrong step the logit goes on falling as evidence mounts, the probability hardly does); ``argmin``
             takes the logits themselves.
     """
     if locator not in LOCATORS:
         raise RairlError(f"locator {locator!r} is unknown; it is one of {', '.join(LOCATORS)}")
     reads = np.asarray(reads, dtype=float)
+    if locator == "fall":
+        return np.diff((1 + np.tanh(reads / 2)) / 2, prepend=0.5)  # the sigmoid; np.exp would overflow
     return np.diff(reads, prepend=0.0) if locator == "drop" else reads
 
 
@@ -91,22 +95,25 @@ def trivial_predictions(trace: Trace) -> dict[str, int]:
     return {"first": 0, "last": len(lengths) - 1, "longest": int(np.argmax(lengths))}
 
 
-def logprob_predictions(sums: np.ndarray, means: np.ndarray) -> dict[str, int]:
-    """What a plain language model says.
+def logprob_predictions(sums: np.ndarray, means: np.ndarray, ratios: np.ndarray) -> dict[str, int]:
+    """What plain language models say.
 
     ``logprob_drop`` is the step with the lowest mean log-probability per token: the largest drop of the running
     log-likelihood, measured per token so that long steps are not suspect for their length. ``logprob_sum`` is the same
     without that correction; ``logprob_change`` the largest fall of the per-token mean from one step to the next (the
-    first step is compared with the mean over all steps).
+    first step is compared with the mean over all steps). ``logratio_drop`` is the step with the lowest mean log-ratio
+    per token, SFT over base: the implicit reward's own locator.
 
     Args:
         sums: ``(n_steps,)``, log-probability of each step.
         means: ``(n_steps,)``, the same per token.
+        ratios: ``(n_steps,)``, log-probability over the base model's, per token.
     """
     return {
         "logprob_drop": int(np.argmin(means)),
         "logprob_sum": int(np.argmin(sums)),
         "logprob_change": int(np.argmin(np.diff(means, prepend=means.mean()))),
+        "logratio_drop": int(np.argmin(ratios)),
     }
 
 
@@ -129,14 +136,8 @@ def located_figures(
     Returns:
         also ``<prefix>.reward-<method>.exact`` and, with ``.p`` appended, its permutation p-value.
     """
-    truth = np.array([_error(trace) for trace in traces])
-    sizes = np.array([len(trace.steps) for trace in traces])
+    hits = location_hits(traces, predictions)
     groups = [trace.question for trace in traces]
-    neighbours = np.minimum(truth + 1, sizes - 1) - np.maximum(truth - 1, 0) + 1
-    hits = {"chance": {"exact": 1 / sizes, "within1": neighbours / sizes}}
-    for method, values in predictions.items():
-        distance = np.abs(np.asarray(values) - truth)
-        hits[method] = {"exact": (distance == 0).astype(float), "within1": (distance <= 1).astype(float)}
     figures = {
         f"{prefix}.{method}.{metric}": bootstrap_mean(values, groups, draws=draws, seed=seed)
         for method, metrics in hits.items()
@@ -148,6 +149,21 @@ def located_figures(
             figures[f"{prefix}.reward-{method}.exact"] = paired_difference(*pair, groups, draws=draws, seed=seed)
             figures[f"{prefix}.reward-{method}.exact.p"] = paired_permutation_p(*pair, groups, seed=seed)
     return figures
+
+
+def location_hits(
+    traces: Sequence[Trace], predictions: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """``{method: {"exact" | "within1": (n,)}}``: per trace, whether its first error was found; for ``chance`` how
+    probably. Arguments as for :func:`located_figures`."""
+    truth = np.array([_error(trace) for trace in traces])
+    sizes = np.array([len(trace.steps) for trace in traces])
+    neighbours = np.minimum(truth + 1, sizes - 1) - np.maximum(truth - 1, 0) + 1
+    hits = {"chance": {"exact": 1 / sizes, "within1": neighbours / sizes}}
+    for method, values in predictions.items():
+        distance = np.abs(np.asarray(values) - truth)
+        hits[method] = {"exact": (distance == 0).astype(float), "within1": (distance <= 1).astype(float)}
+    return hits
 
 
 def _error(trace: Trace) -> int:

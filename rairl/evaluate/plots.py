@@ -20,13 +20,17 @@ MARKERS = "osD^vP*X"
 _DPI = 110
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def _figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
+) -> tuple[Figure, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), squeeze=False, layout="constrained", height_ratios=heights
+    )
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#dddddd", linewidth=0.6)
@@ -62,7 +66,24 @@ def forest(
         strong: rows in the accent colour.
     """
     figure, axes = _figure(7.0, 0.9 + 0.34 * len(rows))
-    axis = axes[0, 0]
+    _forest(axes[0, 0], rows, label, reference, strong)
+    return _save(figure, path)
+
+
+def forests(
+    panels: Mapping[str, tuple[Mapping[str, Estimate], float | None]], path: Path, *, strong: Sequence[str] = ()
+) -> Path:
+    """Several of :func:`forest` below one another: label of the axis to its rows and its reference line."""
+    sizes = [len(rows) for rows, _ in panels.values()]
+    figure, axes = _figure(7.0, sum(0.9 + 0.34 * size for size in sizes), len(panels), heights=sizes)
+    for axis, (label, (rows, reference)) in zip(axes.flat, panels.items(), strict=True):
+        _forest(axis, rows, label, reference, strong)
+    return _save(figure, path)
+
+
+def _forest(
+    axis: Axes, rows: Mapping[str, Estimate], label: str, reference: float | None, strong: Sequence[str]
+) -> None:
     for at, (name, estimate) in enumerate(rows.items()):
         colour = COLOURS[1] if name in strong else COLOURS[0]
         axis.errorbar(
@@ -82,7 +103,6 @@ def forest(
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
     axis.set_xlabel(label)
-    return _save(figure, path)
 
 
 def curves(

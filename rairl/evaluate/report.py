@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,12 @@ def splits(figures: Figures, stage: str) -> list[str]:
     )
 
 
+def temperatures(figures: Figures) -> list[str]:
+    """Temperatures, beside the headline's, that the policies were sampled at."""
+    found = (re.fullmatch(r"posttrain\.sft\.t([\d.e-]+)\.pass@1", name) for name in figures)
+    return sorted(match[1] for match in found if match)
+
+
 def _is_ood(part: str) -> bool:
     return part.startswith("ood")
 
@@ -111,11 +118,12 @@ def p_value(figure: Estimate) -> str:
 
 def _policy_claims(figures: Figures) -> list[Claim]:
     found = []
-    for split in ("", *(f"{split}." for split in splits(figures, "posttrain"))):
+    colder = {f"t{value}.": f"test problems at temperature {value}" for value in temperatures(figures)}
+    novel = {f"{split}.": split_label(split) for split in splits(figures, "posttrain")}
+    for split, where in ({"": "test problems"} | colder | novel).items():
         name = f"posttrain.rairl-sft.{split}pass@1"
         difference = figures.get(name, NOTHING)
         sides = ("R-AIRL", f"posttrain.rairl.{split}pass@1"), ("SFT", f"posttrain.sft.{split}pass@1")
-        where = split_label(split[:-1]) if split else "test problems"
         found.append(
             Claim(
                 TRAINING,
@@ -135,6 +143,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
         "random": "chance",
         "majority": "a majority vote",
         "logprob": "the policy's own log-probability",
+        "logratio": "the log-ratio of SFT to base",
         "shortest": "taking the shortest",
         "longest": "taking the longest",
         "model_name": "knowing which model wrote it",
@@ -163,6 +172,7 @@ def _localise_claims(figures: Figures) -> list[Claim]:
     rivals = {
         "chance": "chance",
         "logprob_drop": "the SFT policy's log-probability drop",
+        "logratio_drop": "the drop of the log-ratio of SFT to base",
         "longest": "naming the longest step",
         "first": "naming the first step",
     }
@@ -269,14 +279,24 @@ def _cell(figures: Figures, name: str) -> Cell:
 
 def _policies(figures: Figures) -> Table:
     ks = sorted({int(name.rsplit("@", 1)[1]) for name in figures if name.startswith("posttrain.sft.pass@")})
-    columns = {"pass@1": "pass@1", "greedy": "greedy", "exact": "exact form too", "process": "steps right too"}
+    columns = {"pass@1": "pass@1"}
+    columns |= {f"t{value}.pass@1": f"pass@1, temperature {value}" for value in temperatures(figures)}
+    columns |= {"process@1": "steps right too", "greedy": "greedy", "exact": "exact form too"}
     columns |= {f"pass@{k}": f"pass@{k}" for k in ks[1:]}
     columns |= {"format": "answer readable", "length": "tokens"}
     note = (
         "Share of right answers. pass@k: at least one of k samples is right (unbiased). “Exact form too” also wants "
-        "the prescribed tags; “steps right too” wants every step right."
+        "the prescribed tags; “steps right too” wants every step right. Updates are optimiser steps: all that "
+        "fine-tuning took, whichever epoch won, and at most this many of a policy loop."
     )
-    return _table(figures, "Policies on test", note, columns, POLICY_LABELS, "posttrain.{row}.{column}")
+    table = _table(figures, "Policies on test", note, columns, POLICY_LABELS, "posttrain.{row}.{column}")
+    steps = dict.fromkeys(("sft", "sft_last"), "sft.updates") | dict.fromkeys(("grpo", "rairl"), "posttrain.updates")
+    for policy, label in POLICY_LABELS.items():
+        if label in table.rows:
+            found = figures.get(steps.get(policy, ""))
+            table.rows[label].append(None if found is None else f"{found.value:.0f}")
+    table.columns.append("updates")
+    return table
 
 
 def _policy_splits(figures: Figures) -> Table:
@@ -290,11 +310,15 @@ def _policy_splits(figures: Figures) -> Table:
 def _contrasts(figures: Figures) -> Table:
     names = {
         "rairl-sft": "R-AIRL − SFT",
+        "rairl-sft_last": "R-AIRL − SFT, last epoch",
         "grpo-sft": "GRPO − SFT",
         "rairl-grpo": "R-AIRL − GRPO",
         "sft-base": "SFT − base",
     }
     columns = {"pass@1": "test", "pass@1.p": "p"}
+    for value in temperatures(figures):
+        columns |= {f"t{value}.pass@1": f"test, temperature {value}", f"t{value}.pass@1.p": "p"}
+    columns |= {"process@1": "steps right too", "process@1.p": "p"}
     for split in splits(figures, "posttrain"):
         columns |= {f"{split}.pass@1": split_label(split), f"{split}.pass@1.p": "p"}
     note = "Paired differences of pass@1 on the same questions; p by a two-sided permutation test."
@@ -335,6 +359,7 @@ def _selector_aurocs(figures: Figures) -> Table:
     rows = {
         "reward": "reward",
         "logprob": "log-probability per token",
+        "logratio": "log-ratio SFT/base per token",
         "length": "length (longer)",
         "model_name": "which model wrote it",
     }
@@ -366,9 +391,10 @@ def _audit_splits(figures: Figures) -> Table:
         "auroc_without_answer": "reward, answer hidden",
         "auroc_length": "length alone", "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
         "reward_right": "mean reward, right", "reward_wrong": "mean reward, wrong",
+        "reward_gap": "reward gap, right − wrong",
     }  # fmt: skip
     rows = {name: split_label(name) for name in sorted(names, key=lambda name: (_is_ood(name), name))}
-    note = "AUROC of right against wrong chains, within question unless pooled."
+    note = "AUROC of right against wrong chains, within question unless pooled; the reward gap is within question too."
     table = _table(figures, "Right against wrong chains", note, columns, rows, "audit.{row}.{column}")
     for name, label in rows.items():
         table.rows[label].insert(1, falsification_verdict(figures.get(f"audit.{name}.auroc", NOTHING)))

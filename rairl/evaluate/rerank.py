@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import comb
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from rairl.errors import RairlError
 from rairl.evaluate.candidates import by_question, logprob, questions
 from rairl.stats import Estimate, bootstrap_mean, exact, paired_difference, paired_permutation_p, within_auroc
 from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from rairl.models.policy import LogProbs
 
 AGGREGATORS = ("last", "mean", "min")
 """How the reads of a trace become its score; chosen on dev, never on the candidates."""
@@ -50,15 +55,23 @@ def best_of_n(scores: Sequence[float], correct: Sequence[bool], n: int) -> float
         correct: ``(m,)``.
         n: size N of the subset, at most m.
     """
-    size = len(scores)
+    return float(_chances(len(scores), n) @ _ranked(scores, correct))
+
+
+@cache
+def _chances(size: int, n: int) -> np.ndarray:
+    """Probability of each of ``size`` ranks, best first, to be the best of a random n-subset: ``(size,)``."""
     _require(size, n)
-    order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
-    ranked = np.asarray(scores, dtype=float)[order]
-    right = np.asarray(correct, dtype=float)[order]
-    weights = np.array([comb(size - i, n - 1) for i in range(1, size + 1)], dtype=float) / comb(size, n)
-    _, tie = np.unique(-ranked, return_inverse=True)
-    share = np.bincount(tie, weights=weights) * np.bincount(tie, weights=right) / np.bincount(tie)
-    return float(share.sum())
+    return np.array([comb(size - i, n - 1) for i in range(1, size + 1)], dtype=float) / comb(size, n)
+
+
+def _ranked(scores: Sequence[float], correct: Sequence[bool]) -> np.ndarray:
+    """Correctness by rank, best first; candidates with equal scores have their mean: ``(m,)``."""
+    values = np.asarray(scores, dtype=float)
+    order = np.argsort(-values, kind="stable")
+    tie = np.cumsum(np.diff(values[order], prepend=values[order[0]]) != 0)
+    means = np.bincount(tie, weights=np.asarray(correct, dtype=float)[order]) / np.bincount(tie)
+    return means[tie]
 
 
 def majority_of_n(answers: Sequence[str | None], correct: Sequence[bool], ns: Sequence[int]) -> list[float]:
@@ -117,12 +130,17 @@ def _require(size: int, n: int) -> None:
 
 
 def baseline_scores(
-    traces: Sequence[Trace], path: Path, model_accuracy: Mapping[str, float] | None = None
+    traces: Sequence[Trace],
+    path: Path,
+    ratios: Sequence[LogProbs],
+    model_accuracy: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
-    """Scores of the selectors that need no reward, one per candidate; the highest is picked.
+    """Scores of the selectors that need no learned reward, one per candidate; the highest is picked.
 
     ``random`` scores all alike, ``oracle`` knows the truth (so its best-of-N is pass@N); lengths are characters.
-    ``model_name`` (only with ``model_accuracy``) knows nothing but which model wrote the candidate.
+    ``logprob`` and ``logratio`` are means per token, ``logprob_sum`` and ``logratio_sum`` are totals; ``ratios`` has
+    the log-ratio of each candidate, SFT over base. ``model_name`` (only with ``model_accuracy``) knows nothing but
+    which model wrote the candidate.
 
     Raises:
         RairlError: naming file and trace, for a missing log-probability or a source without a known accuracy.
@@ -131,6 +149,8 @@ def baseline_scores(
         "random": [0.0 for _ in traces],
         "logprob": [logprob(trace, path, mean=True) for trace in traces],
         "logprob_sum": [logprob(trace, path, mean=False) for trace in traces],
+        "logratio": [ratio.total / ratio.tokens for ratio in ratios],
+        "logratio_sum": [ratio.total for ratio in ratios],
         "shortest": [-float(len(trace.text)) for trace in traces],
         "longest": [float(len(trace.text)) for trace in traces],
         "oracle": [float(bool(trace.correct)) for trace in traces],
@@ -181,9 +201,8 @@ def expected_accuracy(
     correct = [bool(trace.correct) for trace in traces]
     table: dict[str, dict[int, np.ndarray]] = {}
     for name, values in scores.items():
-        table[name] = {
-            n: np.array([best_of_n([values[i] for i in at], [correct[i] for i in at], n) for _, at in rows]) for n in ns
-        }
+        ranked = [_ranked([values[i] for i in at], [correct[i] for i in at]) for _, at in rows]
+        table[name] = {n: np.array([_chances(len(one), n) @ one for one in ranked]) for n in ns}
     answers = [None if trace.answer is None else normalise_answer(trace.answer) for trace in traces]
     votes = np.array([majority_of_n([answers[i] for i in at], [correct[i] for i in at], ns) for _, at in rows]).reshape(
         len(rows), len(ns)
@@ -230,12 +249,12 @@ def rerank_figures(
 def auroc_figures(
     traces: Sequence[Trace], scores: Mapping[str, Sequence[float]], prefix: str, *, draws: int, seed: int
 ) -> dict[str, Estimate]:
-    """Within-question AUROC of the reward and of what could pass for it: ``<prefix>.<reward|logprob|longest|...>``."""
+    """Within-question AUROC of the reward and of what could pass for it: ``<prefix>.<reward|logprob|logratio|...>``."""
     correct, groups = [bool(trace.correct) for trace in traces], questions(traces)
     return {
         f"{prefix}.{'length' if name == 'longest' else name}": within_auroc(
             correct, scores[name], groups, draws=draws, seed=seed
         )
-        for name in ("reward", "logprob", "longest", "model_name")
+        for name in ("reward", "logprob", "logratio", "longest", "model_name")
         if name in scores
     }

@@ -13,7 +13,7 @@ from rairl.evaluate.candidates import by_question, meta_number, questions
 from rairl.stats import Estimate, bootstrap_mean, paired_difference, paired_permutation_p, pass_at_k
 from rairl.traces import Trace
 
-CONTRASTS = (("rairl", "sft"), ("grpo", "sft"), ("rairl", "grpo"), ("sft", "base"))
+CONTRASTS = (("rairl", "sft"), ("rairl", "sft_last"), ("grpo", "sft"), ("rairl", "grpo"), ("sft", "base"))
 """Pairs of policies that are compared on the same questions."""
 
 
@@ -46,6 +46,18 @@ def process_right(traces: Sequence[Trace]) -> list[bool] | None:
     return [bool(trace.correct) and trace.first_error is None for trace in traces]
 
 
+def rates(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
+    """Per question, the share of samples with a right answer (``pass@1``) and, where steps were checked, with a right
+    answer and no wrong step (``process@1``)."""
+    found = {"pass@1": pass_at_k_per_question(traces, 1)}
+    right = process_right(traces)
+    if right is not None:
+        found["process@1"] = {
+            question: float(np.mean([right[row] for row in rows])) for question, rows in by_question(traces).items()
+        }
+    return found
+
+
 def sample_figures(
     traces: Sequence[Trace], prefix: str, path: Path, ks: Sequence[int], *, draws: int, seed: int
 ) -> dict[str, Estimate]:
@@ -59,7 +71,7 @@ def sample_figures(
         draws, seed: of the bootstrap.
 
     Returns:
-        ``<prefix>.pass@<k>``; ``.process`` (answer and all steps right; absent when steps were not checked);
+        ``<prefix>.pass@<k>``; ``.process@1`` (answer and all steps right; absent when steps were not checked);
         ``.exact`` (mean accuracy under the exact checker: prescribed form, very string); ``.format`` (an answer could
         be read); ``.length`` (tokens).
     """
@@ -69,7 +81,7 @@ def sample_figures(
         rates = pass_at_k_per_question(traces, k)
         figures[f"{prefix}.pass@{k}"] = bootstrap_mean(list(rates.values()), list(rates), draws=draws, seed=seed)
     rows: dict[str, Sequence[float] | None] = {
-        "process": process_right(traces),
+        "process@1": process_right(traces),
         "exact": [trace.gold is not None and grade(trace.text, trace.gold, exact=True) for trace in traces],
         "format": [trace.answer is not None for trace in traces],
         "length": [meta_number(trace, "tokens", path) for trace in traces],
@@ -86,12 +98,17 @@ def greedy_figure(traces: Sequence[Trace], *, draws: int, seed: int) -> Estimate
 
 
 def compare(
-    policies: Mapping[str, Sequence[Trace]], split: str | None, *, draws: int, seed: int
+    policies: Mapping[str, Mapping[str, Mapping[str, float]]], place: str, *, draws: int, seed: int
 ) -> dict[str, Estimate]:
-    """Paired differences of pass@1 between policies on the same questions.
+    """Paired differences between policies on the same questions.
+
+    Args:
+        policies: per policy what :func:`rates` found.
+        place: the split, or the temperature's label; empty for the headline.
+        draws, seed: of the bootstrap.
 
     Returns:
-        ``posttrain.<a>-<b>[.<split>].pass@1`` and, with ``.p`` appended, its two-sided permutation p-value.
+        ``posttrain.<a>-<b>[.<place>].<pass@1|process@1>`` and, with ``.p`` appended, its two-sided permutation p-value.
 
     Raises:
         RairlError: when two policies did not answer the same questions.
@@ -100,16 +117,17 @@ def compare(
     for first, second in CONTRASTS:
         if first not in policies or second not in policies:
             continue
-        a, b = (pass_at_k_per_question(policies[name], 1) for name in (first, second))
-        if a.keys() != b.keys():
-            odd = min(a.keys() ^ b.keys())
-            raise RairlError(
-                f"policies {first} and {second} cannot be compared on {split or 'test'}: only one of them answered "
-                f"question {odd!r}; run the sample stage again"
-            )
-        keys = list(a)
-        values = np.array([[a[key], b[key]] for key in keys])
-        name = ".".join(part for part in ("posttrain", f"{first}-{second}", split, "pass@1") if part)
-        figures[name] = paired_difference(values[:, 0], values[:, 1], keys, draws=draws, seed=seed)
-        figures[f"{name}.p"] = paired_permutation_p(values[:, 0], values[:, 1], keys, seed=seed)
+        for metric in policies[first].keys() & policies[second].keys():
+            a, b = policies[first][metric], policies[second][metric]
+            if a.keys() != b.keys():
+                odd = min(a.keys() ^ b.keys())
+                raise RairlError(
+                    f"policies {first} and {second} cannot be compared on {place or 'test'}: only one of them answered "
+                    f"question {odd!r}; run the sample stage again"
+                )
+            keys = list(a)
+            values = np.array([[a[key], b[key]] for key in keys])
+            name = ".".join(part for part in ("posttrain", f"{first}-{second}", place, metric) if part)
+            figures[name] = paired_difference(values[:, 0], values[:, 1], keys, draws=draws, seed=seed)
+            figures[f"{name}.p"] = paired_permutation_p(values[:, 0], values[:, 1], keys, seed=seed)
     return figures

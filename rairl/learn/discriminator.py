@@ -1,9 +1,10 @@
-"""The discriminator as a reward: what it learns from, and the advantages it gives."""
+"""The discriminator as a reward: how it learns, and the advantages it gives."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,27 @@ import numpy as np
 import torch
 
 from rairl.errors import RairlError
+from rairl.learn import distributed
 from rairl.learn.adversarial import Batch, Metrics, spread
-from rairl.learn.credit import Baseline, group_advantages, step_advantages
-from rairl.learn.objectives import bce_loss
+from rairl.learn.alignment import reads_of, spread_reads
+from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
+from rairl.learn.critic import Critic, Policy
+from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
+from rairl.learn.lengths import centre_lengths
+from rairl.learn.material import Corruptions, compose, switched
 from rairl.learn.replay import Replay
 from rairl.learn.rollouts import character_ends
-from rairl.models.policy import encode
-from rairl.models.reward import Memo, Reads, RewardModel, read_tokens
+from rairl.learn.scorer import LaggingCopy, RunningStd
+from rairl.models.reward import Memo, RewardModel
 from rairl.params import RewardParams
-from rairl.perturb import perturb
 from rairl.traces import Trace, read_traces, write_traces
 
-VARIANTS = 16
-"""Different corruptions of one demonstration over a run."""
+PROBE = 8
+"""Rollouts that tell the accuracy while the discriminator pauses."""
+HELD_OUT = 32
+"""Most held-out experts, and as many trained-on ones, that tell how much is memorised."""
+
+Rollout = Callable[[Sequence[Trace], str], list[Trace]]
 
 
 @dataclass
@@ -32,12 +41,21 @@ class LearnedReward:
     """The discriminator as a reward: it learns from experts against policy rollouts, replay and verified corruptions.
 
     Experts and rollouts answer the *same* prompts (those of the demonstrations): were they on different prompts, the
-    cheapest way to tell the classes apart would be to recognise the prompts.
+    cheapest way to tell the classes apart would be to recognise the prompts. ``reward.rollout_prompts: others`` saves
+    the extra rollouts and takes that risk.
 
     Attributes:
         model: the reward model.
         demos: expert traces.
-        replay: past rollouts on the demonstrations' prompts.
+        floor: smallest divisor of advantages.
+        baseline: what a sample's reward is compared with: ``group`` or ``leave_one_out``.
+        held_out: expert traces that are never trained on, to measure memorisation.
+        policy: the policy as it moves, and its tokenizer; needed by form ``airl``.
+        temperature: the one the policy samples at.
+        replay: past rollouts.
+        updates: updates in the next iteration.
+        done: updates taken so far.
+        seen: the policy's latest batch.
     """
 
     model: RewardModel
@@ -46,47 +64,86 @@ class LearnedReward:
     floor: float
     seed: int
     baseline: Baseline = "group"
+    held_out: Sequence[Trace] = ()
+    policy: Policy | None = None
+    temperature: float = 1.0
     replay: Replay = field(init=False)
+    corruptions: Corruptions = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
-    memo: Memo | None = field(init=False)
+    critic: Critic = field(init=False)
+    lagging: LaggingCopy | None = field(init=False)
+    running: RunningStd = field(init=False)
+    updates: int = field(init=False)
+    done: int = field(init=False, default=0)
+    seen: list[Trace] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.replay = Replay(self.params.replay_size)
-        self.memo = Memo() if self.params.train == "head" else None
+        self.corruptions = Corruptions(self.seed, self.params.perturbation_depth)
         self.optimizer = torch.optim.AdamW(
             self.model.trained_parameters(), lr=self.params.learning_rate, weight_decay=self.params.weight_decay
         )
+        self.critic = Critic(self.model, self.params, self.policy, self.temperature, self._new_memo())
+        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self.lagging = LaggingCopy(trained, self.params.ema) if self.params.ema else None
+        self.running = RunningStd()
+        self.updates = self.params.updates_per_iteration
+
+    def _new_memo(self) -> Memo | None:
+        return Memo() if self.params.train == "head" else None
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """The model with the weights that score and that are worth saving: the lagging copy, if there is one."""
+        if self.lagging is None:
+            yield
+        else:
+            with self.lagging.swapped_in():
+                yield
 
     # --- credit -----------------------------------------------------------------------------------------------------
 
     def advantages(self, batch: Batch) -> tuple[list[np.ndarray], Metrics]:
-        """Advantages by ``reward.credit`` from the logits of the current, not yet updated model."""
-        with torch.no_grad():
-            self.model.eval()
-            reads = self.model.read(batch.traces)
-            logits = self.model.logits(reads).double().cpu().numpy()
-        per_trace = split_reads(logits, reads, len(batch.traces))
+        """Advantages by ``reward.credit`` from the logits of the weights that score, before they learn from the batch.
+
+        The metrics are of the reads as they come: neither clipped nor scaled.
+        """
+        self.seen = batch.traces
+        with self.scoring():
+            per_trace = self.critic.reads(batch.traces)
         last = np.array([values[-1] for values in per_trace]).reshape(-1, batch.group)
-        correct = np.array([trace.correct for trace in batch.traces], dtype=float)
-        metrics = {
-            "reward/mean": float(last.mean()),
-            "reward/std_in_group": float(last.std(axis=1).mean()),
-            "reward/corr_length": correlation(last.ravel(), [len(item.ids) for item in batch.completions]),
-        }
-        if not np.isnan(correct).any():
-            metrics["reward/corr_correct"] = correlation(last.ravel(), correct)
+        lengths = np.array([len(item.ids) for item in batch.completions], dtype=float).reshape(last.shape)
+        correct = np.array([trace.correct for trace in batch.traces], dtype=float).reshape(last.shape)
+        metrics = reward_metrics(last, lengths, correct)
+        if self.params.clip is not None:
+            per_trace = [values.clip(-self.params.clip, self.params.clip) for values in per_trace]
         rule = self.params.credit
         if rule == "mean" or rule == "last":
-            mean = np.array([values.mean() for values in per_trace]).reshape(last.shape)
-            values = group_advantages(mean if rule == "mean" else last, self.floor, self.baseline).ravel()
-            return spread(values, batch.completions), metrics
+            return spread(self._trace_advantages(per_trace, lengths), batch.completions), metrics
+        scale = self._scale(np.concatenate([increments(values) for values in per_trace]))
+        per_trace = [values / scale for values in per_trace]
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
-        advantages = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
-        flat = [values for group in advantages for values in group]
+        by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
+        flat = [values for group in by_group for values in group]
         return [
             spread_reads(values, reads_of(self.model, trace), character_ends(batch.tokenizer, completion.ids))
             for values, trace, completion in zip(flat, batch.traces, batch.completions, strict=True)
         ], metrics
+
+    def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
+        """One advantage per trace, from its last or its mean read: lengths are ``(P, G)``, the result ``(P * G,)``."""
+        rewards = np.array([one[-1] if self.params.credit == "last" else one.mean() for one in per_trace])
+        rewards = (rewards / self._scale(rewards)).reshape(lengths.shape)
+        if self.params.length_control == "centre":
+            rewards = centre_lengths(rewards, lengths)
+        return group_advantages(rewards, self.floor, self.baseline).ravel()
+
+    def _scale(self, rewards: np.ndarray) -> float:
+        """What rewards are divided by: their standard deviation over all iterations so far, this one included."""
+        if not self.params.normalise:
+            return 1.0
+        self.running.add(rewards)
+        return self.running.std or 1.0
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -96,23 +153,43 @@ class LearnedReward:
         for update in range(self.params.warmup_updates):
             on_update(self.update([], f"warmup/{update}"))
 
-    def learn(self, iteration: int, rollout: Callable[[Sequence[Trace], str], list[Trace]]) -> Metrics:
-        """``reward.updates_per_iteration`` updates, each with fresh rollouts on the demonstrations it draws."""
+    def learn(self, iteration: int, rollout: Rollout) -> Metrics:
+        """The iteration's updates, each with fresh rollouts on the demonstrations it draws.
+
+        With ``reward.accuracy_band`` the accuracy on rollouts not yet learned from sets the next iteration's number of
+        updates; while that is 0, a few rollouts go on measuring it, so that learning can come back.
+        """
         metrics: Metrics = {}
-        for update in range(self.params.updates_per_iteration):
+        band = self.params.accuracy_band
+        for update in range(self.updates):
             key = f"{iteration}/{update}"
-            fresh = rollout(self._draw(key), f"learn{update}-")
-            metrics = self.update(fresh, key)
+            experts = self._draw(key)
+            fresh = self._fresh(experts, rollout, key, f"learn{update}-")
+            if band is not None and update == 0:
+                metrics["discriminator/accuracy"] = self._accuracy(experts, fresh)
+            metrics |= self.update(fresh, key)
             self.replay.add(fresh)
+        if band is None:
+            return metrics
+        if self.updates == 0:
+            key = f"{iteration}/probe"
+            experts = self._draw(key)[:PROBE]
+            metrics["discriminator/accuracy"] = self._accuracy(experts, self._fresh(experts, rollout, key, "probe-"))
+        metrics["discriminator/updates"] = float(self.updates)
+        base = self.params.updates_per_iteration
+        self.updates = next_updates(self.updates, metrics["discriminator/accuracy"], band, base)
         return metrics
 
     def _draw(self, key: str) -> list[Trace]:
         rng = random.Random(f"{self.seed}/demos/{key}")
         return rng.sample(list(self.demos), min(self.params.demos_per_update, len(self.demos)))
 
-    def _corrupt(self, demo: Trace, rng: random.Random) -> Trace | None:
-        """One of a fixed set of corruptions of a demonstration, so that their reads can be looked up."""
-        return perturb(demo, random.Random(f"{self.seed}/corrupt/{demo.id}/{rng.randrange(VARIANTS)}"))
+    def _fresh(self, experts: Sequence[Trace], rollout: Rollout, key: str, tag: str) -> list[Trace]:
+        """Rollouts of the current policy: on the experts' prompts, or as many of the batch that was just scored."""
+        if self.params.rollout_prompts == "demos":
+            return rollout(experts, tag)
+        rng = random.Random(f"{self.seed}/others/{key}")
+        return rng.sample(self.seen, min(len(experts), len(self.seen)))
 
     def update(self, fresh: Sequence[Trace], key: str) -> Metrics:
         """One gradient step: experts against fresh rollouts on their prompts, replay, and verified corruptions.
@@ -122,115 +199,86 @@ class LearnedReward:
         """
         rng = random.Random(f"{self.seed}/update/{key}")
         experts = self._draw(key)
-        drawn = [self._corrupt(demo, rng) for demo in experts for _ in range(self.params.perturbations)]
-        corrupted = [bad for bad in drawn if bad is not None]
-        replayed = self.replay.draw(len(experts), rng)
-        generated = [*fresh, *replayed, *corrupted]
-        if not generated:
-            raise RairlError("the reward has no negatives: set reward.perturbations, reward.replay_size or sample more")
+        material = compose(experts, fresh, self.replay, self.corruptions, self.params, rng)
         self.model.train()
         torch.manual_seed(rng.getrandbits(31))
-        reads = self.model.read([*experts, *generated], memo=self.memo)
-        logits = self.model.logits(reads)
-        positive = reads.trace < len(experts)
-        loss = bce_loss(logits[positive], logits[~positive], self.params.label_smoothing)
-        if not torch.isfinite(loss):
-            raise RairlError(f"the reward's loss is {loss.item()} at update {key}; lower reward.learning_rate")
+        loss, last = self.critic.loss(material, seed=self.done)
+        value = distributed.total(loss.item())
+        if not np.isfinite(value):
+            raise RairlError(f"the reward's loss is {value} at update {key}; lower reward.learning_rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.sum_gradients(self.model.trained_parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.trained_parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.params.learning_rate * min(
+                1.0, (self.done + 1) / (self.params.learning_rate_warmup or 1)
+            )
         self.optimizer.step()
-        kinds = ["expert"] * len(experts) + ["policy"] * len(fresh) + ["replay"] * len(replayed)
-        kinds += ["perturbed"] * len(corrupted)
+        self.done += 1
+        if self.lagging is not None:
+            self.lagging.update()
+        border = boundary(last, material.positive, self.params.objective)
+        metrics = {"discriminator/loss": value, "discriminator/grad_norm": float(norm)}
+        metrics |= discriminator_metrics(
+            last, material.positive, material.kinds, [len(trace.text) for trace in material.traces], border
+        )
+        if self.params.switch_labels:
+            metrics["discriminator/switched"] = float(material.positive.sum() - len(experts))
+        return metrics | self._memorisation(experts, border, key)
+
+    # --- measuring --------------------------------------------------------------------------------------------------
+
+    def _accuracy(self, experts: Sequence[Trace], fresh: Sequence[Trace]) -> float:
+        """Share of experts and share of rollouts on the right side, averaged."""
+        positive = np.array([True] * len(experts) + [switched(trace, self.params) for trace in fresh])
+        last = self.critic.evidence([*experts, *fresh])
+        right = hits(last, positive, boundary(last, positive, self.params.objective))
+        return float(right[: len(experts)].mean() + right[len(experts) :].mean()) / 2
+
+    def _memorisation(self, experts: Sequence[Trace], border: float, key: str) -> Metrics:
+        """Accuracy on held-out experts, and by how much that on as many experts of the update exceeds it."""
+        count = min(HELD_OUT, len(self.held_out), len(experts))
+        if not count:
+            return {}
+        unseen = random.Random(f"{self.seed}/held-out/{key}").sample(list(self.held_out), count)
+        right = self.critic.evidence([*experts[:count], *unseen]) > border
         return {
-            "discriminator/loss": loss.item(),
-            "discriminator/grad_norm": float(norm),
-            **diagnostics(logits.detach().cpu().double().numpy(), reads, kinds, [*experts, *generated]),
+            "discriminator/accuracy_held_out": float(right[count:].mean()),
+            "discriminator/memorisation": float(right[:count].mean() - right[count:].mean()),
         }
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def state(self, folder: Path) -> dict[str, Any]:
-        """Weights that learn, optimiser and replay buffer.
+        """Weights that learn and their lagging copy, optimiser, replay buffer, scale of the reward, and counts.
 
         The memo starts afresh with every checkpoint: what is in it decides which traces share a batch, and with that
         the last digits of their features, so a resumed run must not differ in it from one that went on.
         """
-        self.memo = Memo() if self.params.train == "head" else None
+        self.critic.memo = self._new_memo()
         write_traces(folder / "replay.jsonl", unique_ids(self.replay.traces))
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        weights = {name: value for name, value in self.model.state_dict().items() if name in trained}
-        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+        return {
+            "weights": self.model.learned_state(),
+            "lagging": {} if self.lagging is None else self.lagging.values,
+            "optimizer": self.optimizer.state_dict(),
+            "running": self.running.state(),
+            "updates": self.updates,
+            "done": self.done,
+        }
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         """Load what :meth:`state` kept."""
+        self.critic.memo = self._new_memo()
         self.model.load_state_dict(state["weights"], strict=False)
+        if self.lagging is not None:
+            self.lagging.load(state["lagging"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.replay = Replay(self.params.replay_size, read_traces(folder / "replay.jsonl", allow_empty=True))
+        self.running = RunningStd(*state["running"])
+        self.updates, self.done = state["updates"], state["done"]
 
 
 def unique_ids(traces: Iterable[Trace]) -> list[Trace]:
     """Copies whose ids are numbered, since rollouts of different iterations share theirs."""
     return [replace(trace, id=f"{index}:{trace.id.split(':')[-1]}") for index, trace in enumerate(traces)]
-
-
-def reads_of(model: RewardModel, trace: Trace) -> list[int]:
-    """Character ends, in the trace's text, of the units that the reward reads."""
-    item = encode(model.tokenizer, [trace])[0]
-    tokens = read_tokens(item, trace, model.params.granularity, model.params.interval)
-    return [int(item.ends[token - item.prompt_tokens]) for token in tokens]
-
-
-def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray]:
-    """Values of all reads ``(R,)`` as one array per trace."""
-    bounds = np.searchsorted(reads.trace.numpy(), np.arange(1, count))
-    return np.split(values, bounds)
-
-
-def spread_reads(values: np.ndarray, unit_ends: Sequence[int], token_ends: Sequence[int]) -> np.ndarray:
-    """One value per unit, given to the tokens that lie in it.
-
-    Both sides are character positions in the text, so the reward's tokenizer may differ from the policy's. A token that
-    straddles two units belongs to the later one; what follows the last unit (the end token) belongs to the last.
-
-    Args:
-        values: shape ``(K,)``.
-        unit_ends: ascending character ends of the K units.
-        token_ends: character end of each sampled token.
-    """
-    unit = np.searchsorted(unit_ends, token_ends, side="left")
-    return values[np.minimum(unit, len(values) - 1)]
-
-
-def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
-    """Pearson correlation; 0 when either side is constant."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def diagnostics(logits: np.ndarray, reads: Reads, kinds: Sequence[str], traces: Sequence[Trace]) -> Metrics:
-    """How the discriminator sees each kind of trace, by its last read.
-
-    Accuracy per kind (expert above 0, everything else below), entropy of its decisions in nats, gap between the mean
-    logits of experts and of all others, and correlation of logit and length (a length shortcut shows here).
-
-    Args:
-        logits: shape ``(R,)``.
-        kinds: one of expert, policy, replay, perturbed per trace.
-    """
-    last = np.array([values[-1] for values in split_reads(logits, reads, len(traces))])
-    is_expert = np.array([kind == "expert" for kind in kinds])
-    metrics = {}
-    for kind in dict.fromkeys(kinds):
-        mine = last[[one == kind for one in kinds]]
-        metrics[f"discriminator/accuracy_{kind}"] = float((mine > 0).mean() if kind == "expert" else (mine < 0).mean())
-    p = 1 / (1 + np.exp(-np.clip(last, -30, 30)))
-    entropy = -(p * np.log(p + 1e-12) + (1 - p) * np.log(1 - p + 1e-12))
-    return {
-        **metrics,
-        "discriminator/entropy": float(entropy.mean()),
-        "discriminator/gap": float(last[is_expert].mean() - last[~is_expert].mean()),
-        "discriminator/corr_length": correlation(last, [len(trace.text) for trace in traces]),
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from rairl.traces import Trace
 
@@ -23,6 +23,7 @@ class Replay:
         """Append traces; the oldest make room."""
         self.traces.extend(traces)
 
-    def draw(self, count: int, rng: random.Random) -> list[Trace]:
-        """Up to ``count`` different traces, uniformly."""
-        return rng.sample(list(self.traces), min(count, len(self.traces)))
+    def draw(self, count: int, rng: random.Random, problems: Container[str] | None = None) -> list[Trace]:
+        """Up to ``count`` different traces, uniformly among all, or among those on the given problems."""
+        pool = [trace for trace in self.traces if problems is None or trace.problem in problems]
+        return rng.sample(pool, min(count, len(pool)))

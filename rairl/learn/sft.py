@@ -76,8 +76,8 @@ class Fit:
         optimizers: made by :func:`adamw` or :func:`muon`; all take the same rate.
         batches: the batches of an epoch, the same at every call.
         rate: learning rate at a global step.
-        evaluate: dev loss after an epoch; with it the best epoch's weights win, and ``patience`` epochs without a
-            better one end the training.
+        evaluate: dev loss after an epoch; with it the best epoch's weights win.
+        patience: epochs without a better dev loss that end the training; None runs them all.
     """
 
     optimizers: Sequence[torch.optim.Optimizer]
@@ -85,7 +85,7 @@ class Fit:
     batches: Callable[[int], Sequence[Sequence[Example]]]
     rate: Callable[[int], float]
     evaluate: Callable[[PreTrainedModel], float] | None = None
-    patience: int = 0
+    patience: int | None = None
 
 
 def fit(
@@ -96,8 +96,11 @@ def fit(
     folder: Path,
     desc: str,
     on_epoch: Callable[[dict[str, float]], None],
+    on_last: Callable[[], None] = lambda: None,
 ) -> list[dict[str, float]]:
     """Train in place, from the newest checkpoint in ``folder``; returns one row of metrics per epoch.
+
+    ``on_last`` is called when the model holds the last epoch's weights, before the best epoch's replace them.
 
     Raises:
         RairlError: when the loss is not a number, before the weights are touched by it; the last checkpoint is kept.
@@ -132,15 +135,16 @@ def fit(
         state = {"model": model.state_dict(), "optimizers": kept, "best": best}
         checkpoints.save(folder, epoch + 1, lambda _, state=state: {**state, "history": json.dumps(history)})  # type: ignore[misc]
     bar.close()
+    on_last()
     if best:
         model.load_state_dict(best)
     model.eval()
     return history
 
 
-def _stalled(history: Sequence[dict[str, float]], patience: int) -> bool:
+def _stalled(history: Sequence[dict[str, float]], patience: int | None) -> bool:
     losses = [row["dev/loss"] for row in history if "dev/loss" in row]
-    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+    return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def _epoch(

@@ -71,28 +71,34 @@ def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tok
     return LlamaForCausalLM(config)
 
 
-def load_source(params: BaseParams) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_source(key: str, source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model from a local folder or the hub.
+
+    Args:
+        key: the parameter that named ``source``, for error messages.
+        revision: pinned commit of a hub id; a folder has none.
 
     Raises:
         RairlError: when the source can't be loaded, or a hub id has no pinned revision.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    local = Path(params.source).is_dir()
-    if not local and params.revision is None:
+    local = Path(source).is_dir()
+    if not local and revision is None:
         raise RairlError(
-            f"base.source {params.source!r} is neither 'builtin' nor a folder here, so it is read as a hub id; "
-            "set base.revision to the commit to pin"
+            f"{key} {source!r} is no name known here and no folder, so it is read as a hub id; "
+            f"set {key.split('.')[0]}.revision to the commit to pin"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(params.source, revision=None if local else params.revision)
-        tokenizer = AutoTokenizer.from_pretrained(params.source, revision=None if local else params.revision)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=None if local else revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision)
     except (OSError, ValueError) as error:
-        raise RairlError(f"base.source {params.source!r} can't be loaded: {error}") from error
+        raise RairlError(f"{key} {source!r} can't be loaded: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return model.eval(), tokenizer
 
 
 def longest(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rairl.errors import RairlError
+from rairl.models.adapters import add_lora, merged, twin
+from rairl.params import PolicyParams
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
@@ -42,10 +45,26 @@ def quiet() -> None:
 
 
 def save_policy(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write config, safetensors and tokenizer into ``folder``."""
+    """Write config, safetensors and tokenizer into ``folder``; adapters are folded in, so any reader needs no peft."""
     quiet()
-    model.save_pretrained(folder)
+    merged(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def make_trainable(model: PreTrainedModel, params: PolicyParams, *, seed: int) -> PreTrainedModel:
+    """Let a loaded policy learn what ``policy.train`` says, in place; returns its reference: the policy as it is now.
+
+    full: the reference is a copy. lora: the policy gets adapters, and the reference is their frozen body, which stays
+    the only copy of the weights in memory.
+
+    Args:
+        seed: of the adapters.
+    """
+    if params.train == "full":
+        return copy.deepcopy(model).requires_grad_(False)
+    reference = twin(model)
+    add_lora(model, params.lora_rank, seed=seed)
+    return reference
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, problem: str) -> str:

@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rairl.errors import RairlError
-from rairl.models.policy import Encoded, batches_by_length, encode, pad, quiet, token_at
+from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
+from rairl.models.policy import Encoded, batches_by_length, encode, load_policy, pad, quiet, token_at
 from rairl.params import Granularity, RewardParams
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout, so that an old folder is refused instead of misread."""
 SURPRISAL_FEATURES = 6
 
@@ -38,7 +40,7 @@ class Calibration:
 
     Attributes:
         aggregator: how step logits become a trace score: ``last``, ``mean`` or ``min``.
-        locator: how the first wrong step is picked: ``drop`` (largest fall between reads) or ``argmin``.
+        locator: how the first wrong step is picked, see :func:`rairl.evaluate.localise.suspicion`.
         threshold: a trace whose locator value stays above it has no wrong step; None before calibration.
     """
 
@@ -123,6 +125,14 @@ class RewardModel(nn.Module):
 
     head ``linear``: one linear map of the last hidden state (the folder loads as ``AutoModelForTokenClassification``).
     head ``surprisal``: a two-layer perceptron on the hidden states of all layers and on how surprised the backbone is.
+    form ``airl``: the head gives two numbers, the reward g of the unit that ends at the read, and the potential h.
+
+    With adapters the hidden states come from the adapted body. The surprise is always that of the frozen backbone: what
+    the head takes for a likely token must not move while the head learns to read it.
+
+    Args:
+        backbone: a causal model, or for head ``linear`` the body of one.
+        adapter: a twin of the backbone with adapters, or None.
     """
 
     def __init__(
@@ -131,19 +141,36 @@ class RewardModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         params: RewardParams,
         calibration: Calibration | None = None,
+        adapter: PeftModel | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.tokenizer, self.params = backbone, tokenizer, params
         self.calibration = calibration or Calibration()
-        width = backbone.config.hidden_size
+        self.adapter = adapter
+        width, outputs = backbone.config.hidden_size, 2 if params.form == "airl" else 1
+        dropout = nn.Dropout(params.dropout)
         if params.head == "linear":
-            self.head: nn.Module = nn.Linear(width, 1)
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            last = nn.Linear(width, outputs)
+            if not params.spectral_norm:  # the norm of a zero matrix is zero, and divides it
+                nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.head = nn.Sequential(dropout, last)
         else:
             inputs = 2 * width * backbone.config.num_hidden_layers + SURPRISAL_FEATURES
-            self.head = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), nn.Linear(64, 1))
+            self.head = nn.Sequential(
+                nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), dropout, nn.Linear(64, outputs)
+            )
+        if params.spectral_norm:
+            for layer in self.head:
+                if isinstance(layer, nn.Linear):
+                    nn.utils.parametrizations.spectral_norm(layer)
         self.backbone.requires_grad_(params.train == "full")
+
+    def train(self, mode: bool = True) -> RewardModel:
+        """Set training mode; a frozen backbone is never in it, or its own dropout would blur what is read."""
+        super().train(mode)
+        self.backbone.train(mode and self.params.train == "full")
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -154,13 +181,23 @@ class RewardModel(nn.Module):
         """Parameters that learn."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def learned_state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs: the parameters that learn, and the head's buffers (vectors of the spectral norm)."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in self.state_dict().items() if name in names or name.startswith("head.")}
+
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def read(self, traces: Sequence[Trace], *, memo: Memo | None = None, batch_tokens: int = 16384) -> Reads:
+    def read(self, traces: Sequence[Trace], *, memo: Memo | None = None, batch_tokens: int = 4096) -> Reads:
         """Backbone features at every read of ``traces``, in their order.
 
         Args:
             memo: where reads of a frozen backbone are kept and looked up.
+            batch_tokens: padded size of a batch. The logits over the vocabulary of more tokens don't fit a processor's
+                cache, and longer batches hold more padding.
+
+        Raises:
+            RairlError: when a trace is longer than the backbone can read.
         """
         known = [None if memo is None else memo.get(trace) for trace in traces]
         missing = [index for index, found in enumerate(known) if found is None]
@@ -180,6 +217,13 @@ class RewardModel(nn.Module):
     def _read(self, traces: Sequence[Trace], batch_tokens: int) -> list[tuple[Tensor, list[int]]]:
         """Features ``(reads, F)`` and token indices of each trace."""
         encoded = encode(self.tokenizer, traces)
+        limit = getattr(self.backbone.config, "max_position_embeddings", None) or float("inf")
+        for item, trace in zip(encoded, traces, strict=True):
+            if len(item.ids) > limit:
+                raise RairlError(
+                    f"trace {trace.id!r} has {len(item.ids)} tokens with its problem, but the reward's backbone reads "
+                    f"at most {limit}; leave it out, or train a reward on another reward.backbone"
+                )
         places = [
             read_tokens(item, trace, self.params.granularity, self.params.interval)
             for item, trace in zip(encoded, traces, strict=True)
@@ -199,20 +243,37 @@ class RewardModel(nn.Module):
         row, token, unit = units(encoded, places, ids.shape[1], ids.device)
         # Padding is on the right, where causal attention never looks: no mask is needed.
         if self.params.head == "linear":
-            features = self.backbone(input_ids=ids, use_cache=False).last_hidden_state[row, token]
+            body = self.backbone if self.adapter is None else self.adapter
+            features = body(input_ids=ids, use_cache=False).last_hidden_state[row, token]
         else:
-            out = self.backbone(input_ids=ids, use_cache=False, output_hidden_states=True)
-            hidden = torch.cat(out.hidden_states[1:], dim=-1)
-            surprise = token_surprise(out.logits, ids)
+            # From here on, columns before the first completion's last prompt token are left out: half of all tokens.
+            first = max(0, min(item.prompt_tokens for item in encoded) - 1)
+            out = self.backbone(
+                input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=ids.shape[1] - first
+            )
+            surprise = token_surprise(out.logits, ids[:, first:])
+            if self.adapter is not None:
+                out = self.adapter(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+            hidden = torch.cat([layer[:, first:] for layer in out.hidden_states[1:]], dim=-1)
+            token, unit = token - first, unit[:, first:]
             means = unit_means(torch.cat([hidden, surprise], -1), unit, len(row))
             lowest = unit_minimum(surprise[..., 0], unit, len(row))
-            sofar = completion_so_far(surprise, [item.prompt_tokens for item in encoded])[row, token]
+            sofar = completion_so_far(surprise, [item.prompt_tokens - first for item in encoded])[row, token]
             features = torch.cat([hidden[row, token], means, lowest[:, None], sofar], -1)
-        return features.split([len(place) for place in places])
+        return features.float().split([len(place) for place in places])
+
+    def terms(self, reads: Reads) -> Tensor:
+        """What the head says at every read: z, shape ``(R, 1)``; for form ``airl`` g and h, shape ``(R, 2)``."""
+        return self.head(reads.features)
 
     def logits(self, reads: Reads) -> Tensor:
-        """The logit z of every read: shape ``(R,)``."""
-        return self.head(reads.features).squeeze(-1)
+        """The logit z of every read: shape ``(R,)``.
+
+        For form ``airl`` it is the sum of g up to the read (h is shaping and no part of the reward, Fu et al. 2018), so
+        that an increment is the reward of its unit in both forms.
+        """
+        first = self.terms(reads)[:, 0]
+        return first if self.params.form == "logit" else running_sum(first, reads.trace)
 
     @torch.no_grad()
     def score(self, traces: Sequence[Trace], *, progress: bool = False, chunk: int = 256) -> list[Scores]:
@@ -253,10 +314,14 @@ class RewardModel(nn.Module):
     # --- folder -----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write backbone, tokenizer, head, parameters and calibration; safetensors only."""
+        """Write backbone, tokenizer, head, parameters and calibration; safetensors only.
+
+        Adapters are written beside the frozen backbone, into ``adapter/``; for head ``linear`` they are folded into it.
+        """
         from safetensors.torch import save_file
 
         quiet()
+        self.eval()  # in training mode every look at a spectrally normalised weight moves it
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.params.head == "linear":
@@ -266,6 +331,8 @@ class RewardModel(nn.Module):
             save_file(
                 {key: value.contiguous() for key, value in self.head.state_dict().items()}, folder / "head.safetensors"
             )
+            if self.adapter is not None:
+                save_lora(folder / "adapter", self.adapter)
         self.tokenizer.save_pretrained(folder)
         card = {"format": FORMAT, "params": self.params.model_dump(), "calibration": asdict(self.calibration)}
         (folder / "reward.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -273,9 +340,11 @@ class RewardModel(nn.Module):
     def _as_token_classifier(self) -> PreTrainedModel:
         from transformers import AutoModelForTokenClassification
 
-        model = AutoModelForTokenClassification.from_config(_one_label(self.backbone.config))
-        getattr(model, model.base_model_prefix).load_state_dict(self.backbone.state_dict())
-        model.score.load_state_dict(self.head.state_dict())
+        body = self.backbone if self.adapter is None else merged(self.adapter.get_base_model())
+        last = self.head[-1]
+        model = AutoModelForTokenClassification.from_config(_labels(self.backbone.config, last.out_features))
+        model.base_model.load_state_dict(body.state_dict())
+        model.score.load_state_dict({"weight": last.weight, "bias": last.bias})  # the weight in use, normalised or not
         return model
 
     @classmethod
@@ -300,13 +369,15 @@ class RewardModel(nn.Module):
             raise RairlError(f"{folder}/reward.json has format {card.get('format')}, this version reads {FORMAT}")
         params = RewardParams(**card["params"])
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        calibration = Calibration(**card["calibration"])
         if params.head == "linear":
             whole = AutoModelForTokenClassification.from_pretrained(folder)
-            model = cls(getattr(whole, whole.base_model_prefix), tokenizer, params, Calibration(**card["calibration"]))
-            model.head.load_state_dict(whole.score.state_dict())
+            model = cls(whole.base_model, tokenizer, params, calibration)
+            model.head = nn.Sequential(whole.score)  # in use as it is: normalised twice, its last digits could differ
         else:
             backbone = AutoModelForCausalLM.from_pretrained(folder)
-            model = cls(backbone, tokenizer, params, Calibration(**card["calibration"]))
+            adapter = load_lora(twin(backbone), folder / "adapter") if params.train == "lora" else None
+            model = cls(backbone, tokenizer, params, calibration, adapter)
             model.head.load_state_dict(load_file(folder / "head.safetensors"))
         return model.eval()
 
@@ -317,22 +388,38 @@ class RewardModel(nn.Module):
 
 
 def new_reward(folder: str | Path, params: RewardParams, *, seed: int) -> RewardModel:
-    """An untrained reward model on the backbone in ``folder``."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    """An untrained reward model on the causal model in ``folder``."""
+    return reward_on(*load_policy(folder), params, seed=seed)
 
-    quiet()
+
+def reward_on(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: RewardParams, *, seed: int
+) -> RewardModel:
+    """An untrained reward model on a causal model, which it freezes unless ``reward.train`` is 'full'.
+
+    Args:
+        seed: of the head and the adapters.
+    """
+    backbone = model.base_model if params.head == "linear" else model
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    kind = AutoModel if params.head == "linear" else AutoModelForCausalLM
-    return RewardModel(kind.from_pretrained(folder), tokenizer, params)
+    reward = RewardModel(backbone, tokenizer, params)
+    if params.train == "lora":
+        reward.adapter = add_lora(twin(backbone), params.lora_rank, seed=seed)
+    return reward
 
 
-def _one_label(config: object) -> object:
+def _labels(config: object, count: int) -> object:
     import copy
 
     config = copy.deepcopy(config)
-    config.num_labels = 1  # type: ignore[attr-defined]
+    config.num_labels = count  # type: ignore[attr-defined]
     return config
+
+
+def running_sum(values: Tensor, trace: Tensor) -> Tensor:
+    """Sum of ``(R,)`` values up to each read within its trace, whose index ``(R,)`` ascends."""
+    counts = trace.unique_consecutive(return_counts=True)[1].tolist()
+    return torch.cat([part.cumsum(0) for part in values.split(counts)])
 
 
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ ABOUT = {
     "prepare": "Write the demonstrations, prompts, dev, test and out-of-distribution splits, and the data card.",
     "base": "Build, train or fetch the base model.",
     "sft": "Fine-tune the base model on the demonstrations.",
+    "peer": "Train a second model by the same recipe, for the reward to read with.",
     "grpo": "Train the outcome-reward baseline from the SFT policy.",
     "rairl": "Learn the reward and the policy against each other.",
     "sample": "Draw candidates from every policy.",
@@ -50,14 +51,19 @@ INPUTS: dict[str, dict[str, str]] = {
     "prepare": {},
     "base": {**_DATA},
     "sft": {**_DATA, "base": "models/base"},
+    "peer": {**_DATA},
     "grpo": {**_DATA, "sft": "models/sft"},
-    "rairl": {**_DATA, "base": "models/base", "sft": "models/sft"},
+    "rairl": {**_DATA, "base": "models/base", "sft": "models/sft", "peer": "models/peer"},
     "sample": {
-        **_DATA, "base": "models/base", "sft": "models/sft", "grpo": "models/grpo", "policy": "models/policy",
+        **_DATA, "base": "models/base", "sft": "models/sft", "sft_last": "models/sft_last", "grpo": "models/grpo",
+        "policy": "models/policy",
     },
     "posttrain": {**_CANDIDATES},
     "rerank": {**_CANDIDATES, "reward": "models/reward"},
-    "localise": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft", "rerank_scores": "scores/rerank"},
+    "localise": {
+        **_CANDIDATES, "reward": "models/reward", "base": "models/base", "sft": "models/sft",
+        "rerank_scores": "scores/rerank",
+    },
     "audit": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft", "rerank_scores": "scores/rerank"},
     "report": {
         **_CANDIDATES,
@@ -79,7 +85,8 @@ OUTPUTS: dict[str, dict[str, str]] = {
     for name, paths in {
         "prepare": {"data": "data"},
         "base": {"model": "models/base"},
-        "sft": {"model": "models/sft"},
+        "sft": {"model": "models/sft", "last": "models/sft_last"},
+        "peer": {"model": "models/peer"},
         "grpo": {"model": "models/grpo", "history": "history/grpo"},
         "rairl": {
             "policy": "models/policy",
@@ -98,7 +105,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
 }
 """Per stage, the argument and default path of each output. ``metrics`` is written by :func:`run_stage` itself."""
 
-TOGETHER = ("base", "sft", "grpo", "rairl")
+TOGETHER = ("base", "sft", "peer", "grpo", "rairl")
 """The stages whose work several processes share, see :mod:`rairl.learn.distributed`."""
 
 

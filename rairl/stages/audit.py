@@ -15,6 +15,7 @@ from rairl.evaluate.audit import (
     preference,
     shuffled_pairs,
     split_figures,
+    split_questions,
     swapped_pairs,
     without_answer,
 )
@@ -28,6 +29,7 @@ from rairl.evaluate.candidates import (
     splits_of,
 )
 from rairl.evaluate.labels import split_label
+from rairl.evaluate.questions import Table, write_questions
 from rairl.evaluate.rerank import aggregate
 from rairl.evaluate.scores import read_scores
 from rairl.params import Params
@@ -57,13 +59,13 @@ def audit(
     """Checks of the reward on the SFT policy's candidates (with logged traces: the held-out logged ones).
 
     Per split ``audit.<split>.<auroc|auroc_pooled|auroc_length|auroc_logprob|auroc_without_length|reward_right|
-    reward_wrong>``. On test ``audit.test.auroc_without_answer`` (text cut off after the last
+    reward_wrong|reward_gap>``. On test ``audit.test.auroc_without_answer`` (text cut off after the last
     step; at most two right and two wrong candidates per question, as this one is scored anew);
     ``audit.shuffle.reward`` (share of right traces that outscore a copy with its steps in another order;
     ``audit.shuffle.logprob`` the SFT policy's own preference);
     ``audit.swap.answer`` (same right steps: right against wrong answer) and
     ``audit.swap.steps`` (same right answer: right against wrong steps). .5 is blind everywhere. Verdicts of the
-    falsification rule go to ``plots/verdicts.json``.
+    falsification rule go to ``plots/verdicts.json``, what lies behind AUROC and reward to ``plots/questions.json``.
 
     Raises:
         RairlError: for candidates that are missing, not judged or without log-probability.
@@ -75,6 +77,7 @@ def audit(
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     policy = reference_policy(logged=params.logged)
     figures: dict[str, Estimate] = {}
+    behind: Table = {}
     for split in splits_of(candidates, policy):
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
@@ -82,6 +85,7 @@ def audit(
         scores = read_scores(rerank_scores / f"{policy}.{split}.json").scores(traces)
         logprobs = [logprob(trace, path, mean=True) for trace in traces]
         figures |= split_figures(traces, scores, logprobs, f"audit.{split}", **sampling)
+        behind |= split_questions(traces, scores, f"audit.{split}")
         if split != "test":
             continue
         if all(answer_block(trace).strip() for trace in traces if trace.answer is not None):
@@ -111,6 +115,7 @@ def audit(
             ):
                 figures[f"audit.swap.{name}"] = preference(right, _score(model, rivals), keys, **sampling)
     figures = {name: figure for name, figure in figures.items() if figure.n}
+    write_questions(plots, behind)
     _write(figures, plots)
     run.log_artifact(plots)
     return figures

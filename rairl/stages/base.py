@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.params import ArithmeticDataset, Params
+from rairl.params import ArithmeticDataset, BaseParams, Params
 from rairl.stats import Estimate, exact
 from rairl.traces import Trace, read_traces
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rairl.tracking import Run
+
+Log = Callable[[Mapping[str, float], int], None]
+"""Takes metrics and the step they belong to, as ``Run.log`` does."""
 
 SLICES = 20
 """The built-in model's corpus is read in this many slices; training resumes after the last whole one."""
@@ -34,65 +37,86 @@ def base(params: Params, run: Run, *, data: Path, model: Path) -> dict[str, Esti
     Returns:
         ``base.parameters``.
     """
+    from rairl.learn.checkpoints import checkpoint_folder, clear
+
+    work = checkpoint_folder("base", params, [data / "card.json"])
     if params.base.source == "builtin":
-        network, tokenizer = _train(params, run, data)
+        network, tokenizer = train_builtin(params, data, seed=params.seed, folder=work, desc="base", log=run.log)
     else:
         from rairl.models.base import load_source
 
-        network, tokenizer = load_source(params.base)
+        network, tokenizer = load_source("base.source", params.base.source, params.base.revision)
     from rairl.models.policy import save_policy
 
     save_policy(model, network, tokenizer)
-    count = sum(parameter.numel() for parameter in network.parameters())
-    manifest = {
-        "source": params.base.source,
-        "revision": params.base.revision,
-        "architecture": network.config.architectures,
-        "parameters": count,
-        "params": params.base.model_dump(),
-        "sha256": {path.name: _sha256(path) for path in sorted(model.glob("*.safetensors"))},
-    }
-    (model / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    count = write_manifest(model, params.base, network)
+    clear(work)
     return {"base.parameters": exact(count)}
 
 
-def _train(params: Params, run: Run, data: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from rairl.learn.checkpoints import checkpoint_folder, clear
+def write_manifest(folder: Path, params: BaseParams, network: PreTrainedModel) -> int:
+    """Write down beside a saved model where it came from and what its weights hash to; returns its parameters."""
+    count = sum(parameter.numel() for parameter in network.parameters())
+    manifest = {
+        "source": params.source,
+        "revision": params.revision,
+        "architecture": network.config.architectures,
+        "parameters": count,
+        "params": params.model_dump(),
+        "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return count
+
+
+def train_builtin(
+    params: Params, data: Path, *, seed: int, folder: Path, desc: str, log: Log
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Pre-train a built-in model with a tokenizer of its own.
+
+    Args:
+        params: ``base`` and ``dataset`` act here.
+        data: the prepared splits.
+        seed: of the corpus, the initial weights and the order of batches.
+        folder: of checkpoints. The last one stays, so that the same call gives the same model at once; the caller
+            clears it when the model is safe elsewhere.
+        desc: label of the progress bar.
+        log: takes the training loss per slice of the corpus.
+    """
     from rairl.learn.sft import Fit, cosine, examples, fit, muon, shuffled_batches
     from rairl.models.base import new_model, train_tokenizer
 
-    corpus = _corpus(params, data)
+    corpus = _corpus(params, data, seed)
     tokenizer = train_tokenizer((f"{trace.problem}\n{trace.text}" for trace in corpus[:5000]), params.base.vocab_size)
     rows = examples(tokenizer, corpus, whole=True)
     longest = max(len(ids) for ids, _ in rows)
-    network = new_model(params.base, tokenizer, max_tokens=2 * longest, seed=params.seed)
+    # Others' traces may be far longer than any of the corpus; a rotary model reads on, if less well, at no cost.
+    network = new_model(params.base, tokenizer, max_tokens=max(4096, 2 * longest), seed=seed)
     batches = [
         batch
         for epoch in range(params.base.epochs)
-        for batch in shuffled_batches(rows, params.base.batch_size, f"base/{params.seed}/{epoch}")
+        for batch in shuffled_batches(rows, params.base.batch_size, f"base/{seed}/{epoch}")
     ]
     total = len(batches)
     slices = [batches[total * part // SLICES : total * (part + 1) // SLICES] for part in range(SLICES)]
     peak, warmup = params.base.learning_rate, max(1, total // 20)
     plan = Fit(muon(network), SLICES, slices.__getitem__, lambda step: peak * cosine(step, total, warmup))
-    folder = checkpoint_folder("base", params, [data / "card.json"])
 
     def on_epoch(row: dict[str, float]) -> None:
-        run.log({"train/loss": row["train/loss"]}, step=int(row["batches"]))
+        log({"train/loss": row["train/loss"]}, int(row["batches"]))
 
-    fit(network, plan, tokenizer.pad_token_id, folder=folder, desc="base", on_epoch=on_epoch)
-    clear(folder)
+    fit(network, plan, tokenizer.pad_token_id, folder=folder, desc=desc, on_epoch=on_epoch)
     return network, tokenizer
 
 
-def _corpus(params: Params, data: Path) -> Sequence[Trace]:
+def _corpus(params: Params, data: Path, seed: int) -> Sequence[Trace]:
     """Texts to pre-train on: many authors' generated solutions, or else the demonstrations."""
     if not isinstance(params.dataset, ArithmeticDataset):
         return read_traces(data / "demos.jsonl")[: params.base.corpus]
     from rairl.datasets import arithmetic
 
     seen = frozenset(trace.problem for path in sorted(data.glob("*.jsonl")) for trace in read_traces(path))
-    pairs = arithmetic.corpus(params.base.corpus, params.seed, seen)
+    pairs = arithmetic.corpus(params.base.corpus, seed, seen)
     return [Trace(id=str(index), problem=problem, text=text) for index, (problem, text) in enumerate(pairs)]
 
 

@@ -37,7 +37,7 @@ def grpo(params: Params, run: Run, *, data: Path, sft: Path, model: Path, histor
         return {}
     from rairl.learn.adversarial import OutcomeReward, PolicyLoop
     from rairl.learn.checkpoints import checkpoint_folder, clear
-    from rairl.models.policy import load_policy, save_policy
+    from rairl.models.policy import load_policy, make_trainable, save_policy
 
     run.log_input(data / "prompts.jsonl", name="prompts")
     prompts = read_traces(data / "prompts.jsonl")
@@ -47,7 +47,7 @@ def grpo(params: Params, run: Run, *, data: Path, sft: Path, model: Path, histor
     policy, tokenizer = load_policy(sft)
     loop = PolicyLoop(
         policy=policy,
-        reference=load_policy(sft)[0],
+        reference=make_trainable(policy, params.policy, seed=params.seed),
         tokenizer=tokenizer,
         prompts=prompts,
         reward=OutcomeReward(params.policy.advantage_floor, params.policy.baseline),

@@ -10,14 +10,17 @@ from rairl.errors import RairlError
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import candidates_path, reference_policy
 from rairl.evaluate.labels import LOCATOR_LABELS
+from rairl.evaluate.likelihood import Likelihood, likelihoods, read_likelihoods
 from rairl.evaluate.localise import (
     detection_figures,
     first_error,
     first_error_or_none,
     located_figures,
+    location_hits,
     logprob_predictions,
     trivial_predictions,
 )
+from rairl.evaluate.questions import Table, sums, write_questions
 from rairl.evaluate.scores import read_scores
 from rairl.params import Params
 from rairl.stats import Estimate
@@ -25,7 +28,6 @@ from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rairl.models.reward import Calibration
     from rairl.tracking import Run
@@ -41,6 +43,7 @@ def localise(
     data: Path,
     candidates: Path,
     reward: Path,
+    base: Path,
     sft: Path,
     rerank_scores: Path,
     scores: Path,
@@ -51,29 +54,35 @@ def localise(
     ``localise.<set>.<method>.<exact|within1>`` given an error exists, ``localise.<set>.<method>.<acc_error|acc_correct|
     f1>`` without that knowledge (the threshold was chosen on dev). The set ``natural`` has no ``<set>.`` in its names;
     where it does not exist the first labelled set gives the headline under its short names as well. Writes the reads
-    and the predictions to ``scores/<set>.json``.
+    and the predictions to ``scores/<set>.json``, what lies behind ``.exact`` to ``plots/questions.json``.
 
     Raises:
         RairlError: for a file without labels.
     """
-    from rairl.models.policy import load_policy
     from rairl.models.reward import RewardModel
 
-    model, policy = RewardModel.from_pretrained(reward), load_policy(sft)
+    model = RewardModel.from_pretrained(reward)
+    policy = reference_policy(logged=params.logged)
     figures: dict[str, Estimate] = {}
+    behind: Table = {}
     plots.mkdir(parents=True, exist_ok=True)
     scores.mkdir(parents=True, exist_ok=True)
     for number, (name, traces) in enumerate(labelled_sets(data, candidates, logged=params.logged).items()):
         prefix = "localise" if name == NATURAL else f"localise.{name}"
         if name == NATURAL:
-            reads = read_scores(rerank_scores / f"{reference_policy(logged=params.logged)}.test.json").steps(traces)
+            reads = read_scores(rerank_scores / f"{policy}.test.json").steps(traces)
+            pairs = read_likelihoods(candidates, policy, "test", _wrong(traces))
         else:
             reads = [read.steps for read in model.score(traces, progress=True)]
-        found = _figures(traces, reads, model.calibration, policy, prefix, scores / f"{name}.json", params)
+            pairs = likelihoods(_wrong(traces), sft=sft, base=base)
+        found, hits = _figures(traces, reads, model.calibration, pairs, prefix, scores / f"{name}.json", params)
         _plot(found, prefix, plots / (f"{name}.png" if name == NATURAL else f"labelled_{name}.png"))
         figures |= found
+        behind |= hits
         if number == 0:
             figures |= {f"localise{key.removeprefix(prefix)}": figure for key, figure in found.items()}
+            behind |= {f"localise{key.removeprefix(prefix)}": rows for key, rows in hits.items()}
+    write_questions(plots, behind)
     run.log_artifact(plots)
     return figures
 
@@ -102,23 +111,21 @@ def _figures(
     traces: list[Trace],
     reads: list[np.ndarray],
     calibration: Calibration,
-    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    pairs: list[Likelihood],
     prefix: str,
     path: Path,
     params: Params,
-) -> dict[str, Estimate]:
-    from rairl.models.policy import step_logprobs
-
+) -> tuple[dict[str, Estimate], Table]:
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
     guesses = {row: first_error(reads[row], calibration.locator) for row in wrong}
     predictions: dict[str, list[int]] = {"reward": [guesses[row] for row in wrong]}
-    likelihoods = step_logprobs(*policy, [traces[row] for row in wrong], progress=True)
-    for row, likelihood in zip(wrong, likelihoods, strict=True):
-        others = logprob_predictions(likelihood.steps, likelihood.mean_steps) | trivial_predictions(traces[row])
+    for row, pair in zip(wrong, pairs, strict=True):
+        others = logprob_predictions(pair.sft.steps, pair.sft.mean_steps, pair.ratio.mean_steps)
+        others |= trivial_predictions(traces[row])
         for method, step in others.items():
             predictions.setdefault(method, []).append(step)
-    figures = located_figures([traces[row] for row in wrong], predictions, prefix, **sampling)
+    figures = located_figures(_wrong(traces), predictions, prefix, **sampling)
     chance = [1 / (len(trace.steps) + 1) for trace in traces]
     figures |= detection_figures(traces, chance, f"{prefix}.chance", **sampling)
     flagged: list[int | None] = [None] * len(traces)
@@ -138,7 +145,13 @@ def _figures(
     path.write_text(
         json.dumps({"locator": calibration.locator, "traces": rows}, allow_nan=False) + "\n", encoding="utf-8"
     )
-    return figures
+    groups = [traces[row].question for row in wrong]
+    found = location_hits(_wrong(traces), predictions)
+    return figures, {f"{prefix}.{method}.exact": sums(hit["exact"], groups) for method, hit in found.items()}
+
+
+def _wrong(traces: list[Trace]) -> list[Trace]:
+    return [trace for trace in traces if trace.first_error is not None]
 
 
 def _plot(figures: dict[str, Estimate], prefix: str, path: Path) -> None:

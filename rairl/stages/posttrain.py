@@ -6,22 +6,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
-from rairl.evaluate.candidates import POLICIES, candidates_path, read_candidates, require_answered, splits_of
-from rairl.evaluate.labels import split_label
-from rairl.evaluate.training import compare, greedy_figure, powers_of_two, sample_figures, samples_per_question
+from rairl.evaluate.candidates import (
+    POLICIES,
+    candidates_path,
+    read_candidates,
+    require_answered,
+    splits_of,
+    temperature_label,
+)
+from rairl.evaluate.labels import POLICY_LABELS, split_label
+from rairl.evaluate.questions import Table, one_each, write_questions
+from rairl.evaluate.training import compare, greedy_figure, powers_of_two, rates, sample_figures, samples_per_question
 from rairl.params import Params
-from rairl.stats import Estimate
+from rairl.stats import Estimate, exact
 
 if TYPE_CHECKING:
     from rairl.tracking import Run
 
 
 def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: Path) -> dict[str, Estimate]:
-    """Figures of base, SFT, GRPO and R-AIRL, and their paired differences.
+    """Figures of base, SFT (best and last epoch), GRPO and R-AIRL, and their paired differences.
 
-    On ``test``: ``posttrain.<policy>.<pass@k|greedy|exact|process|format|length>``; on another split
-    ``posttrain.<policy>.<split>.<pass@1|exact|process|format|length>``; ``posttrain.<a>-<b>[.<split>].pass@1`` with its
-    p-value under ``.p``. Nothing when the reward is learned from logged traces: no policy is trained then.
+    On ``test``: ``posttrain.<policy>.<pass@k|greedy|exact|process@1|format|length>``; on another split, or on ``test``
+    at another temperature (``t0.5``), ``posttrain.<policy>.<place>.<pass@1|exact|process@1|format|length>``;
+    ``posttrain.<a>-<b>[.<place>].<pass@1|process@1>`` with its p-value under ``.p``. ``posttrain.updates`` are the
+    optimiser steps of the policy loops, to hold against ``sft.updates``. What lies behind pass@1 and process@1 goes to
+    ``plots/questions.json``. Nothing when the reward is learned from logged
+    traces: no policy is trained then.
 
     Raises:
         RairlError: for candidates that are missing, not judged, or do not cover the questions in ``data``.
@@ -31,30 +42,35 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
         return {}
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     splits = splits_of(candidates, "sft")
-    figures: dict[str, Estimate] = {}
-    for split in splits:
-        headline = split == "test"
+    figures: dict[str, Estimate] = {"posttrain.updates": exact(params.policy.iterations)}
+    behind: Table = {}
+    others = [temperature_label(temperature) for temperature in params.sample.temperatures[1:]]
+    for split, how in [*((split, "") for split in splits), *(("test", label) for label in others)]:
+        place = how or ("" if split == "test" else split)
         policies = {}
         for policy in POLICIES:
-            path = candidates_path(candidates, policy, split)
-            traces = policies[policy] = read_candidates(path)
+            path = candidates_path(candidates, policy, split, how)
+            traces = read_candidates(path)
             require_answered(traces, data / f"{split}.jsonl", path)
-            prefix = f"posttrain.{policy}" if headline else f"posttrain.{policy}.{split}"
-            ks = powers_of_two(samples_per_question(traces)) if headline else [1]
+            policies[policy] = rates(traces)
+            prefix = f"posttrain.{policy}.{place}" if place else f"posttrain.{policy}"
+            behind |= {f"{prefix}.{metric}": one_each(values) for metric, values in policies[policy].items()}
+            ks = [1] if place else powers_of_two(samples_per_question(traces))
             figures |= sample_figures(traces, prefix, path, ks, **sampling)
-            if headline:
-                greedy = candidates_path(candidates, policy, split, greedy=True)
+            if not place:
+                greedy = candidates_path(candidates, policy, split, "greedy")
                 decodes = read_candidates(greedy)
                 require_answered(decodes, data / f"{split}.jsonl", greedy)
                 figures[f"{prefix}.greedy"] = greedy_figure(decodes, **sampling)
-        figures |= compare(policies, None if headline else split, **sampling)
+        figures |= compare(policies, place, **sampling)
+    write_questions(plots, behind)
     _plot(figures, splits, plots)
     run.log_artifact(plots)
     return figures
 
 
 def _plot(figures: dict[str, Estimate], splits: list[str], plots: Path) -> None:
-    names = dict(zip(POLICIES, ("base", "SFT", "GRPO", "R-AIRL"), strict=True))
+    names = {policy: POLICY_LABELS[policy].removesuffix(" (sees the answers)") for policy in POLICIES}
     lines: dict[str, dict[int, Estimate]] = {label: {} for label in names.values()}
     for policy, label in names.items():
         stem = f"posttrain.{policy}.pass@"

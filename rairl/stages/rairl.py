@@ -27,6 +27,7 @@ def rairl(
     data: Path,
     base: Path,
     sft: Path,
+    peer: Path,
     policy: Path,
     reward: Path,
     checkpoints: Path,
@@ -43,6 +44,7 @@ def rairl(
         data: the prepared splits.
         base: folder of the base model.
         sft: folder of the SFT policy: start of the policy and KL reference.
+        peer: folder of the peer, which is read for ``reward.backbone: peer`` only.
         policy: folder to write the trained policy to (stays empty for logged traces: no policy is in the loop).
         reward: folder for the best reward checkpoint.
         checkpoints: folder for all of them.
@@ -59,9 +61,12 @@ def rairl(
     for split in ("demos", "dev", "prompts", "logged_train"):
         if (data / f"{split}.jsonl").exists():
             run.log_input(data / f"{split}.jsonl", name=split)
-    work = checkpoint_folder("rairl", params, [data / "card.json", base, sft])
+    backbone = Path(params.reward.backbone)
+    work = checkpoint_folder(
+        "rairl", params, [data / "card.json", base, sft, peer, *([backbone] if backbone.is_dir() else [])]
+    )
     (work / "rollouts").mkdir(parents=True, exist_ok=True)
-    training = _Training(params, run, data, base, sft, work)
+    training = _Training(params, run, data, base, sft, peer, work)
     rows = training.run()
     training.register()
     training.choose(reward)
@@ -84,25 +89,47 @@ def rairl(
 class _Training:
     """One run of the stage: what is built from the inputs, and the reward checkpoints it leaves in ``work``."""
 
-    def __init__(self, params: Params, run: Run, data: Path, base: Path, sft: Path, work: Path) -> None:
+    def __init__(self, params: Params, run: Run, data: Path, base: Path, sft: Path, peer: Path, work: Path) -> None:
         from rairl.learn.discriminator import LearnedReward
-        from rairl.models.policy import load_policy
-        from rairl.models.reward import new_reward
+        from rairl.models.policy import load_policy, make_trainable
 
         self.params, self.log, self.data, self.work = params, run, data, work
-        self.base, self.sft = base, sft
+        self.base, self.sft, self.peer = base, sft, peer
         self.demos = read_traces(data / "demos.jsonl")
         self.policy, self.tokenizer = load_policy(sft)
-        self.model: RewardModel = new_reward(
-            {"base": base, "sft": sft}[params.reward.backbone], params.reward, seed=params.seed
-        )
-        self.reward: LearnedReward = LearnedReward(
-            self.model, self.demos, params.reward, params.policy.advantage_floor, params.seed, params.policy.baseline
-        )
+        self.reference = make_trainable(self.policy, params.policy, seed=params.seed)
+        self.model: RewardModel = self._new_reward()
         self.dev: Dev = self._dev()
+        # With logged traces the SFT policy stands for their unknown writers where log pi is asked for.
+        self.reward: LearnedReward = LearnedReward(
+            self.model,
+            self.demos,
+            params.reward,
+            params.policy.advantage_floor,
+            params.seed,
+            baseline=params.policy.baseline,
+            held_out=self.dev.experts,
+            policy=(self.policy, self.tokenizer),
+            temperature=params.policy.temperature,
+        )
         self.rows: list[dict[str, float]] = []
         self.done = 0
         self.events: list[dict[str, str | int]] = []
+
+    def _new_reward(self) -> RewardModel:
+        """The untrained reward on the body that ``reward.backbone`` names."""
+        from rairl.models.base import load_source
+        from rairl.models.policy import load_policy
+        from rairl.models.reward import reward_on
+
+        params = self.params.reward
+        if params.backbone == "shared":
+            body = self.reference, self.tokenizer
+        elif params.backbone in ("base", "sft", "peer"):
+            body = load_policy({"base": self.base, "sft": self.sft, "peer": self.peer}[params.backbone])
+        else:
+            body = load_source("reward.backbone", params.backbone, params.revision)
+        return reward_on(*body, params, seed=self.params.seed)
 
     def _dev(self) -> Dev:
         from rairl.evaluate.calibrate import make_dev
@@ -183,7 +210,6 @@ class _Training:
 
     def _loop(self):  # type: ignore[no-untyped-def]
         from rairl.learn.adversarial import PolicyLoop
-        from rairl.models.policy import load_policy
 
         def after(done: int) -> dict[str, float]:
             due = done % self.params.reward.register_every == 0 or done == self.params.policy.iterations
@@ -191,7 +217,7 @@ class _Training:
 
         return PolicyLoop(
             policy=self.policy,
-            reference=load_policy(self.sft)[0],
+            reference=self.reference,
             tokenizer=self.tokenizer,
             prompts=read_traces(self.data / "prompts.jsonl"),
             reward=self.reward,
@@ -212,9 +238,10 @@ class _Training:
         from rairl.learn.distributed import by_first
 
         def keep() -> dict[str, float]:
-            scores, self.model.calibration = dev_scores(self.model, self.dev)
             folder = self._checkpoint(step)
-            self.model.save_pretrained(folder)
+            with self.reward.scoring():
+                scores, self.model.calibration = dev_scores(self.model, self.dev)
+                self.model.save_pretrained(folder)
             write_scores(folder, step, scores)
             return scores
 

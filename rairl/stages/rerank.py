@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import by_question, candidates_path, read_candidates, reference_policy, splits_of
 from rairl.evaluate.labels import SELECTOR_LABELS
+from rairl.evaluate.likelihood import read_likelihoods
+from rairl.evaluate.questions import Table, one_each, write_questions
 from rairl.evaluate.rerank import (
     accuracy_by_source,
     auroc_figures,
@@ -33,7 +35,8 @@ def rerank(
     The headline ``rerank.<selector>`` ranks the SFT policy's test candidates (with logged traces: the held-out logged
     ones, where ``model_name`` joins the baselines); ``rerank.<split>.<selector>`` the other splits, and
     ``rerank.on_rairl.<selector>`` the R-AIRL policy's own candidates. Within-question AUROC under ``.auroc.<what>``.
-    Writes all scores to ``scores/<policy>.<split>.json`` and the accuracy over N to ``plots/curves.json``.
+    Writes all scores to ``scores/<policy>.<split>.json`` and the accuracy over N to ``plots/curves.json``, what lies
+    behind the accuracies to ``plots/questions.json``.
 
     Raises:
         RairlError: for candidates that are missing, not judged, without log-probability, or fewer than ``rerank.n``.
@@ -46,20 +49,27 @@ def rerank(
     ns = powers_of_two(params.rerank.n)
     figures: dict[str, Estimate] = {}
     curves: dict[str, dict[str, dict[int, Estimate]]] = {}
+    behind: Table = {}
     for policy, split, prefix in contests(candidates, logged=params.logged):
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
         saved = scores / f"{policy}.{split}.json"
         write_scores(saved, traces, model.score(traces, progress=True), model.calibration)
         table = {"reward": read_scores(saved).scores(traces)}
-        table |= baseline_scores(traces, path, model_accuracy)
+        ratios = [pair.ratio for pair in read_likelihoods(candidates, policy, split, traces)]
+        table |= baseline_scores(traces, path, ratios, model_accuracy)
         accuracy = expected_accuracy(traces, table, ns)
         keys = list(by_question(traces))
+        behind |= {
+            f"{prefix}.{name}": one_each(dict(zip(keys, values[params.rerank.n], strict=True)))
+            for name, values in accuracy.items()
+        }
         figures |= rerank_figures(accuracy, keys, params.rerank.n, prefix, **sampling)
         figures |= auroc_figures(traces, table, f"{prefix}.auroc", **sampling)
         curves[prefix] = {
             name: {n: bootstrap_mean(values[n], keys, **sampling) for n in ns} for name, values in accuracy.items()
         }
+    write_questions(plots, behind)
     _plot(figures, curves, plots)
     run.log_artifact(plots)
     return figures
@@ -75,7 +85,7 @@ def contests(candidates: Path, *, logged: bool) -> list[tuple[str, str, str]]:
     return found if logged else [*found, ("rairl", "test", "rerank.on_rairl")]
 
 
-SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "shortest", "random")
+SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "logratio", "shortest", "random")
 """Selectors drawn in the plots; the figures have them all."""
 
 
@@ -94,7 +104,7 @@ def _plot(figures: dict[str, Estimate], curves: dict[str, dict[str, dict[int, Es
                 xlabel="N (candidates to choose from)",
                 ylabel="expected accuracy",
             )
-    names = [name for name in (*SHOWN, "logprob_sum", "longest") if f"rerank.{name}" in figures]
+    names = [name for name in (*SHOWN, "logprob_sum", "logratio_sum", "longest") if f"rerank.{name}" in figures]
     draw.forest(
         {
             SELECTOR_LABELS[name]: figures[f"rerank.{name}"]

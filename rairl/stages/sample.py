@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rairl.evaluate.candidates import candidates_path, temperature_label
+from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.params import Params
 from rairl.stats import Estimate, exact
 from rairl.traces import Trace, read_traces, write_traces
@@ -15,73 +16,122 @@ from rairl.traces import Trace, read_traces, write_traces
 if TYPE_CHECKING:
     from rairl.tracking import Run
 
+SOURCES = {"base": "base", "sft": "sft", "sft_last": "sft_last", "grpo": "grpo", "rairl": "policy"}
+"""Policy to the input of the stage that holds it."""
+RANKED = {"sft": None, "rairl": ("test",)}
+"""Policies whose candidates are ranked, and on which splits (None: all); these get likelihoods."""
+
 
 def sample(
-    params: Params, run: Run, *, data: Path, base: Path, sft: Path, grpo: Path, policy: Path, candidates: Path
+    params: Params,
+    run: Run,
+    *,
+    data: Path,
+    base: Path,
+    sft: Path,
+    sft_last: Path,
+    grpo: Path,
+    policy: Path,
+    candidates: Path,
 ) -> dict[str, Estimate]:
-    """Write ``candidates/<policy>.<split>.jsonl`` (n samples a problem) and ``<policy>.test.greedy.jsonl``.
+    """Write ``candidates/<policy>.<split>.jsonl`` (n samples a problem), ``<policy>.test.greedy.jsonl`` and, for every
+    temperature but the first, ``<policy>.test.t<temperature>.jsonl`` (extra_n samples a problem).
 
-    Logged traces are not sampled: their file gets the log-probabilities of the SFT model beside each trace.
+    What is ranked later (the SFT policy's samples, and R-AIRL's on test) gets ``<policy>.<split>.likelihood.json``: its
+    likelihood under the SFT and the base model. Logged traces are not sampled; they get that file, and
+    log-probabilities.
 
     Args:
         params: ``sample`` acts here.
         run: where the numbers of candidates go.
         data: the prepared splits.
-        base, sft, grpo, policy: folders of the four policies.
+        base, sft, sft_last, grpo, policy: folders of the five policies.
         candidates: folder to write.
 
     Returns:
         ``sample.<policy>.candidates`` for each policy.
     """
+    inputs = {"base": base, "sft": sft, "sft_last": sft_last, "grpo": grpo, "policy": policy}
+    return {
+        f"sample.{name}.candidates": exact(
+            draw(params, name, data=data, model=inputs[source], base=base, sft=sft, candidates=candidates)
+        )
+        for name, source in sources(params).items()
+    }
+
+
+def sources(params: Params) -> dict[str, str]:
+    """Whose candidates the stage writes, and the input that holds the model they need."""
+    return {"logged": "sft"} if params.logged else SOURCES
+
+
+def draw(params: Params, name: str, *, data: Path, model: Path, base: Path, sft: Path, candidates: Path) -> int:
+    """Write the files of one policy (see :func:`sample`), or of ``logged``; returns the number of samples.
+
+    Args:
+        params: ``sample`` acts here.
+        name: of the policy.
+        data: the prepared splits.
+        model: the policy's folder.
+        base, sft: folders of the models that say how likely a trace is.
+        candidates: folder to write.
+    """
     candidates.mkdir(parents=True, exist_ok=True)
-    if params.logged:
-        return {"sample.logged.candidates": exact(_annotate(data / "logged_test.jsonl", sft, candidates))}
+    if name == "logged":
+        return _annotate(data / "logged_test.jsonl", base, sft, candidates)
     splits = {path.stem: read_traces(path) for path in (data / "test.jsonl", *sorted(data.glob("ood_*.jsonl")))}
-    figures = {}
-    for name, folder in (("base", base), ("sft", sft), ("grpo", grpo), ("rairl", policy)):
-        figures[f"sample.{name}.candidates"] = exact(_draw(params, name, folder, splits, candidates))
-    return figures
+    written = _sample(params, name, model, splits, candidates)
+    if name in RANKED:
+        for split in RANKED[name] or splits:
+            pairs = likelihoods(written[split], sft=sft, base=base)
+            write_likelihoods(candidates, name, split, written[split], pairs)
+    return sum(map(len, written.values()))
 
 
-def _draw(params: Params, name: str, folder: Path, splits: dict[str, list[Trace]], target: Path) -> int:
+def _sample(
+    params: Params, name: str, model: Path, splits: dict[str, list[Trace]], target: Path
+) -> dict[str, list[Trace]]:
     from tqdm import tqdm
 
-    from rairl.learn.rollouts import sample as draw
+    from rairl.learn.rollouts import sample as draw_completions
     from rairl.learn.rollouts import to_traces
     from rairl.models.policy import load_policy
 
-    model, tokenizer = load_policy(folder)
-    source = f"policy:{name}"
-    count = 0
+    network, tokenizer = load_policy(model)
 
-    def complete(prompts: Sequence[Trace], n: int, temperature: float, seed: int) -> list[Trace]:
-        problems = [prompt.problem for prompt in prompts]
-        limit = params.policy.max_new_tokens
-        done = draw(model, tokenizer, problems, n=n, max_new_tokens=limit, temperature=temperature, seed=seed)
-        return to_traces(done, prompts, tokenizer, source=source)
-
-    bar = tqdm(splits.items(), desc=f"sample {name}", unit="split")
-    for split, prompts in bar:
+    def complete(split: str, how: str, n: int, temperature: float) -> list[Trace]:
+        prompts = splits[split]
         # One seed for all policies: common random numbers make their comparison sharper.
-        seed = random.Random(f"{params.seed}/sample/{split}").getrandbits(31)
-        traces = complete(prompts, params.sample.n, params.sample.temperature, seed)
-        write_traces(target / f"{name}.{split}.jsonl", traces)
-        count += len(traces)
-    write_traces(target / f"{name}.test.greedy.jsonl", complete(splits["test"], 1, 0.0, 0))
-    return count
+        seed = random.Random("/".join(filter(None, (str(params.seed), "sample", split, how)))).getrandbits(31)
+        done = draw_completions(
+            network,
+            tokenizer,
+            [prompt.problem for prompt in prompts],
+            n=n,
+            max_new_tokens=params.policy.max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        traces = to_traces(done, prompts, tokenizer, source=f"policy:{name}")
+        write_traces(candidates_path(target, name, split, how), traces)
+        return traces
+
+    headline, *others = params.sample.temperatures
+    bar = tqdm(splits, desc=f"sample {name}", unit="split")
+    written = {split: complete(split, "", params.sample.n, headline) for split in bar}
+    for temperature in others:
+        complete("test", temperature_label(temperature), params.sample.extra_n, temperature)
+    complete("test", "greedy", 1, 0.0)
+    return written
 
 
-def _annotate(logged: Path, sft: Path, target: Path) -> int:
-    from rairl.models.policy import load_policy, step_logprobs
-
+def _annotate(logged: Path, base: Path, sft: Path, target: Path) -> int:
     traces = read_traces(logged)
-    model, tokenizer = load_policy(sft)
-    likelihoods = step_logprobs(model, tokenizer, traces, progress=True)
-    write_traces(
-        target / "logged.test.jsonl",
-        [
-            replace(trace, meta={**trace.meta, "logprob": item.total, "tokens": item.tokens})
-            for trace, item in zip(traces, likelihoods, strict=True)
-        ],
-    )
+    pairs = likelihoods(traces, sft=sft, base=base)
+    annotated = [
+        replace(trace, meta={**trace.meta, "logprob": pair.sft.total, "tokens": pair.sft.tokens})
+        for trace, pair in zip(traces, pairs, strict=True)
+    ]
+    write_traces(candidates_path(target, "logged", "test"), annotated)
+    write_likelihoods(target, "logged", "test", annotated, pairs)
     return len(traces)

@@ -1,0 +1,88 @@
+"""How likely the SFT and the base model find a trace, and the implicit reward in it that needs no adversary.
+
+``log pi_SFT - log pi_base`` is what supervised fine-tuning alone says in favour of a trace, a step or a token: the
+reward whose optimum under a KL penalty towards the base is the SFT policy (Rafailov et al. 2023, arXiv 2305.18290,
+equation 5; read as a process reward by Yuan et al. 2024, arXiv 2412.01981). Whatever the learned reward adds, it has to
+add to this.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rairl.errors import RairlError
+from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from rairl.models.policy import LogProbs
+
+
+class Likelihood(NamedTuple):
+    """Log-probabilities of one trace under two models, in nats."""
+
+    sft: LogProbs
+    base: LogProbs
+
+    @property
+    def ratio(self) -> LogProbs:
+        """log pi_SFT - log pi_base: of each step (sum and mean per token) and of the whole trace."""
+        sft, base = self.sft, self.base
+        steps, means = sft.steps - base.steps, sft.mean_steps - base.mean_steps
+        return sft._replace(steps=steps, mean_steps=means, total=sft.total - base.total)
+
+
+def likelihoods(traces: Sequence[Trace], *, sft: Path, base: Path) -> list[Likelihood]:
+    """Likelihood of each trace under the models in two folders."""
+    from rairl.models.policy import load_policy, step_logprobs
+
+    found = [step_logprobs(*load_policy(folder), traces, progress=True) for folder in (sft, base)]
+    return [Likelihood(*pair) for pair in zip(*found, strict=True)]
+
+
+def write_likelihoods(
+    folder: Path, policy: str, split: str, traces: Sequence[Trace], pairs: Sequence[Likelihood]
+) -> None:
+    """Write ``<policy>.<split>.likelihood.json`` beside the candidates: ``{id: {<sft|base>: [steps, means per
+    token, total, tokens]}}``."""
+    rows = {
+        trace.id: {"sft": _plain(pair.sft), "base": _plain(pair.base)}
+        for trace, pair in zip(traces, pairs, strict=True)
+    }
+    likelihood_path(folder, policy, split).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_likelihoods(folder: Path, policy: str, split: str, traces: Sequence[Trace]) -> list[Likelihood]:
+    """What :func:`write_likelihoods` wrote of ``traces``.
+
+    Raises:
+        RairlError: when the file is missing or lacks a trace.
+    """
+    path = likelihood_path(folder, policy, split)
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [Likelihood(_arrays(rows[trace.id]["sft"]), _arrays(rows[trace.id]["base"])) for trace in traces]
+    except FileNotFoundError as error:
+        raise RairlError(f"{path} does not exist; run the sample stage first") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RairlError(f"{path} lacks the likelihood of a trace ({error}); run the sample stage again") from error
+
+
+def likelihood_path(folder: Path, policy: str, split: str) -> Path:
+    """File of the likelihoods of a policy's candidates on a split."""
+    return folder / f"{policy}.{split}.likelihood.json"
+
+
+def _plain(found: LogProbs) -> list[object]:
+    return [found.steps.round(4).tolist(), found.mean_steps.round(4).tolist(), round(found.total, 4), found.tokens]
+
+
+def _arrays(row: Sequence[object]) -> LogProbs:
+    from rairl.models.policy import LogProbs
+
+    steps, mean_steps, total, tokens = row
+    return LogProbs(np.array(steps, dtype=float), np.array(mean_steps, dtype=float), float(total), int(tokens))  # type: ignore[arg-type, call-overload]

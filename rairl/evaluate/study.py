@@ -1,0 +1,385 @@
+"""The tables of a study: means over seeds with both sources of chance in the interval, and paired differences.
+
+Everything is computed from what lies behind the figures question by question (:mod:`rairl.evaluate.questions`), so that
+a difference between two rows is a difference on the same questions of the same seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rairl.errors import RairlError
+from rairl.evaluate import plots as draw
+from rairl.evaluate.audit import falsification_verdict
+from rairl.evaluate.labels import LOCATOR_LABELS, SELECTOR_LABELS, split_label
+from rairl.evaluate.questions import Table as Questions
+from rairl.evaluate.questions import read_questions
+from rairl.stats import Estimate, hierarchical_bootstrap, paired_permutation_p
+
+if TYPE_CHECKING:
+    from rairl.study import Study
+
+STAGES = ("posttrain", "rerank", "localise", "audit")
+"""The stages that say what lies behind their figures."""
+SELECTORS = {
+    name: SELECTOR_LABELS[name] for name in ("random", "majority", "logprob", "logratio", "shortest", "oracle")
+}
+LOCATORS = {name: LOCATOR_LABELS[name] for name in ("chance", "logprob_drop", "logratio_drop", "last")}
+"""What the reward is held against, with its label; the oracle is a bound and no rival."""
+Key = tuple[str, str]
+"""A variant and a figure's name."""
+
+
+class Cell(NamedTuple):
+    """A number of a table; a difference is shown with its sign and its p-value."""
+
+    figure: Estimate
+    p: float | None = None
+    signed: bool = False
+
+    def __str__(self) -> str:
+        if not self.figure.n:
+            return "–"
+        value, low, high = (format(bound, "+.3f" if self.signed else ".3f") for bound in self.figure[:3])
+        text = f"{value} [{low}, {high}]"
+        return text if self.p is None else f"{text}, p {'< 0.001' if self.p < 0.001 else f'= {self.p:.3f}'}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a study: ``rows`` maps a label to one cell (or text, or None) per column."""
+
+    title: str
+    columns: list[str]
+    rows: dict[str, list[Cell | str | None]]
+    questions: int
+    note: str = ""
+
+
+class Results:
+    """What the finished runs of a study found.
+
+    Args:
+        runs: variant to seed to what lies behind its figures.
+        draws: resamples behind an interval.
+    """
+
+    def __init__(self, runs: Mapping[str, Mapping[int, Questions]], *, draws: int) -> None:
+        self.runs, self.draws = runs, draws
+
+    def has(self, *keys: Key) -> bool:
+        """Whether a figure is known for every key, on at least one seed they have in common."""
+        return bool(self._seeds(keys))
+
+    def value(self, *keys: Key, statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]) -> Cell:
+        """A statistic of figures' means over seeds (by default the first mean itself), with its interval."""
+        arrays = [self._columns(seed, keys)[1] for seed in self._seeds(keys)]
+        return Cell(hierarchical_bootstrap(arrays, statistic, draws=self.draws))
+
+    def difference(self, first: Key, second: Key) -> Cell:
+        """First minus second on the same questions of the same seeds.
+
+        The p-value flips the sign of each question's difference, questions of all seeds pooled. It is left out where
+        the two have different denominators, since their questions can't be exchanged then.
+        """
+        figure = self.value(first, second, statistic=lambda means: means[..., 0] - means[..., 1]).figure
+        groups: list[str] = []
+        parts = []
+        for seed in self._seeds((first, second)):
+            questions, columns = self._columns(seed, (first, second))
+            groups += [f"{seed}/{question}" for question in questions]
+            parts.append(columns)
+        values = np.concatenate(parts)
+        paired = np.allclose(values[:, 0, 1], values[:, 1, 1])
+        p = paired_permutation_p(values[:, 0, 0], values[:, 1, 0], groups).value if paired else None
+        return Cell(figure, p, signed=True)
+
+    def _seeds(self, keys: Sequence[Key]) -> list[int]:
+        first, *others = [
+            {seed for seed, table in self.runs.get(variant, {}).items() if table.get(name)} for variant, name in keys
+        ]
+        return sorted(first.intersection(*others))
+
+    def _columns(self, seed: int, keys: Sequence[Key]) -> tuple[list[str], np.ndarray]:
+        """Questions of any of the figures, and ``(questions, figures, 2)`` sums; zeros where a figure lacks one."""
+        tables = [self.runs[variant][seed][name] for variant, name in keys]
+        questions = sorted(set().union(*tables))
+        return questions, np.array([[table.get(question, [0, 0]) for table in tables] for question in questions])
+
+
+def tables(results: Results, variants: Sequence[str], baseline: str, n: int) -> list[Table]:
+    """All tables of a study that have any figure.
+
+    Args:
+        results: of the finished runs.
+        variants: in the order of the study file.
+        baseline: the variant whose shared policies and baselines are shown, and that the others are compared with.
+        n: the N of best-of-N.
+    """
+    order = [baseline, *(name for name in variants if name != baseline)]
+    found = [
+        _training(results, order),
+        _rivals(results, order, f"Reranking, best of {n}", "expected accuracy", "rerank.{}", SELECTORS),
+        _rivals(results, order, "First wrong step, given there is one", "found exactly", "localise.{}.exact", LOCATORS),
+        _falsification(results, order),
+        _against(results, order, n),
+    ]
+    return [table for table in found if table.rows]
+
+
+def temperatures(results: Results, variant: str) -> list[str]:
+    """Labels of the temperatures, beside the headline's, that the policies were sampled at (``t0.5``)."""
+    names = {name for table in results.runs.get(variant, {}).values() for name in table}
+    found = (re.fullmatch(r"posttrain\.rairl\.(t[\d.e-]+)\.pass@1", name) for name in names)
+    return sorted(match[1] for match in found if match)
+
+
+def closed(means: np.ndarray) -> np.ndarray:
+    """Share of the way from the second figure to the third that the first has come: ``(..., 3)`` to ``(...)``."""
+    return (means[..., 0] - means[..., 1]) / (means[..., 2] - means[..., 1])
+
+
+def _training(results: Results, order: Sequence[str]) -> Table:
+    places = {"": ""} | {f"{label}.": f", temperature {label[1:]}" for label in temperatures(results, order[0])}
+    rows: dict[str, list[Cell | str | None]] = {}
+    shown = [("SFT", order[0], "sft"), ("SFT, last epoch", order[0], "sft_last"), ("GRPO", order[0], "grpo")]
+    for label, variant, policy in [*shown, *((_named("R-AIRL", name, order), name, "rairl") for name in order)]:
+        if not results.has((variant, f"posttrain.{policy}.pass@1")):
+            continue
+        row: list[Cell | str | None] = []
+        for place in places:
+            row.append(results.value((variant, f"posttrain.{policy}.{place}pass@1")))
+        process = (variant, f"posttrain.{policy}.process@1")
+        row.append(results.value(process) if results.has(process) else None)
+        for rival in ("sft", "sft_last"):
+            for place in places:
+                pair = [(variant, f"posttrain.{name}.{place}pass@1") for name in (policy, rival)]
+                row.append(results.difference(*pair) if policy in ("grpo", "rairl") else None)
+        gap = [(variant, f"posttrain.{name}.pass@1") for name in (policy, "sft", "grpo")]
+        row.append(results.value(*gap, statistic=closed) if policy == "rairl" else None)
+        rows[label] = row
+    columns = [
+        *(f"pass@1{words}" for words in places.values()),
+        "right answer, right steps",
+        *(f"minus {rival}{words}" for rival in ("SFT", "SFT, last epoch") for words in places.values()),
+        "share of the gap SFT → GRPO closed",
+    ]
+    note = "GRPO is trained on the answers; the share closed says nothing where GRPO itself gains nothing over SFT."
+    return Table("Training signal", columns, rows, _questions(rows), note)
+
+
+def _rivals(
+    results: Results, order: Sequence[str], title: str, measure: str, pattern: str, labels: Mapping[str, str]
+) -> Table:
+    """The reward of every variant against what needs none; ``pattern`` has a place for a method's name."""
+    first, own = order[0], pattern.format("reward")
+    known = {name: pattern.format(name) for name in labels if results.has((first, pattern.format(name)))}
+    rivals = [name for name in known if name != "oracle"]
+    rows: dict[str, list[Cell | str | None]] = {}
+    for name, figure in known.items():
+        rows[labels[name]] = [results.value((first, figure)), *(None for _ in rivals)]
+    for variant in order:
+        if results.has((variant, own)):
+            differences = [results.difference((variant, own), (variant, known[name])) for name in rivals]
+            rows[_named("reward", variant, order)] = [results.value((variant, own)), *differences]
+    return Table(title, [measure, *(f"minus {labels[name]}" for name in rivals)], rows, _questions(rows))
+
+
+def _falsification(results: Results, order: Sequence[str]) -> Table:
+    rows: dict[str, list[Cell | str | None]] = {}
+    for variant in order:
+        names = {name for table in results.runs.get(variant, {}).values() for name in table}
+        splits = {name.split(".")[1] for name in names if re.fullmatch(r"audit\.[^.]+\.auroc", name)}
+        for split in sorted(splits, key=lambda name: (name != "test", name)):
+            if not results.has((variant, f"audit.{split}.auroc")):
+                continue
+            auroc = results.value((variant, f"audit.{split}.auroc"))
+            others = [(variant, f"audit.{split}.{name}") for name in ("reward_right", "reward_wrong", "reward_gap")]
+            means = [results.value(key) if results.has(key) else None for key in others]
+            if means[2] is not None:
+                means[2] = means[2]._replace(signed=True)
+            rows[_named(split_label(split), variant, order)] = [auroc, falsification_verdict(auroc.figure), *means]
+    columns = ["AUROC within question", "verdict", "mean reward, right", "mean reward, wrong", "gap within question"]
+    note = "The rule, fixed in advance: interval below .5 falsified, touching .5 not supported, above .5 supported."
+    return Table("Falsification: are right chains ranked above wrong ones?", columns, rows, _questions(rows), note)
+
+
+def _against(results: Results, order: Sequence[str], n: int) -> Table:
+    figures = {"pass@1": "posttrain.rairl.pass@1"}
+    for label in temperatures(results, order[0]):
+        figures[f"pass@1, temperature {label[1:]}"] = f"posttrain.rairl.{label}.pass@1"
+    figures |= {
+        f"best of {n}": "rerank.reward",
+        "first wrong step": "localise.reward.exact",
+        "AUROC on test": "audit.test.auroc",
+    }
+    figures = {label: name for label, name in figures.items() if results.has((order[0], name))}
+    rows: dict[str, list[Cell | str | None]] = {}
+    for variant in order[1:]:
+        pairs = [((variant, name), (order[0], name)) for name in figures.values()]
+        cells = [results.difference(*pair) if results.has(*pair) else None for pair in pairs]
+        if any(cells):
+            rows[variant] = list(cells)
+    return Table(f"Each variant minus {order[0]}", list(figures), rows, _questions(rows))
+
+
+def _named(what: str, variant: str, order: Sequence[str]) -> str:
+    return what if len(order) == 1 else f"{what} ({variant})"
+
+
+def _questions(rows: Mapping[str, Sequence[Cell | str | None]]) -> int:
+    cells = [cell for row in rows.values() for cell in row if isinstance(cell, Cell)]
+    return max((cell.figure.n for cell in cells), default=0)
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+def write_results(study: Study, finished: Mapping[tuple[str, int], Path], folder: Path, docs: Path | None) -> Path:
+    """Write ``study.json``, ``results.md`` and ``<study>.png`` into ``folder``, and the same text and plot to ``docs``.
+
+    Args:
+        study: what was run.
+        finished: (variant, seed) to the folder of its run, for the runs that finished.
+        folder: of the study.
+        docs: a Markdown file with a part for each study, or None.
+    """
+    runs: dict[str, dict[int, Questions]] = {variant: {} for variant in study.file.variants}
+    for (variant, seed), run in finished.items():
+        tables_ = [read_questions(run / "plots" / stage) for stage in STAGES if _has_questions(run, stage)]
+        runs[variant][seed] = {name: rows for table in tables_ for name, rows in table.items()}
+    params = next(iter(study.runs.values()))
+    results = Results(runs, draws=params.report.bootstrap)
+    found = tables(results, list(study.file.variants), study.file.baseline, params.rerank.n)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.json").write_text(json.dumps(_json(study, results, found), indent=1) + "\n", encoding="utf-8")
+    picture = plot(results, study, folder / f"{study.name}.png")
+    text = markdown(study, results, found)
+    target = folder / "results.md"
+    target.write_text(text + (f"\n![{study.file.title}]({picture.name})\n" if picture else ""), encoding="utf-8")
+    if docs is not None:
+        if picture:
+            (docs.parent / "plots").mkdir(parents=True, exist_ok=True)
+            (docs.parent / "plots" / picture.name).write_bytes(picture.read_bytes())
+            text += f"\n![{study.file.title}](plots/{picture.name})\n"
+        before = docs.read_text(encoding="utf-8") if docs.exists() else "# Results\n"
+        docs.write_text(spliced(before, study.name, text), encoding="utf-8")
+    return target
+
+
+def _has_questions(run: Path, stage: str) -> bool:
+    return (run / "plots" / stage / "questions.json").exists()  # no policy is trained on logged traces: no posttrain
+
+
+def markdown(study: Study, results: Results, found: Sequence[Table]) -> str:
+    """The study in words and tables."""
+    lines = [f"## {study.file.title}", ""]
+    for variant in study.file.variants:
+        changes = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in study.file.variants[variant].items())
+        seeds = results.runs[variant]
+        missing = [seed for seed in study.file.seeds if seed not in seeds]
+        note = f"; **not finished: seeds {', '.join(map(str, missing))}**" if missing else ""
+        lines.append(f"- **{variant}**: {changes or 'the parameters as they are'}{note}")
+    lines += ["", f"Made by `{study.command}`. {METHOD}"]
+    for table in found:
+        counts = {len(seeds) for seeds in results.runs.values() if seeds}
+        number = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+        lines += [
+            "",
+            f"**{table.title}** ({number} seeds, {table.questions} questions in all). {table.note}".rstrip(),
+            "",
+        ]
+        lines.append(f"| | {' | '.join(table.columns)} |")
+        lines.append("|---" * (len(table.columns) + 1) + "|")
+        for label, row in table.rows.items():
+            lines.append(f"| {label} | {' | '.join('' if cell is None else str(cell) for cell in row)} |")
+    return "\n".join(lines) + "\n"
+
+
+METHOD = (
+    "Values are means over seeds; a seed draws the data, trains every model and samples anew. In brackets the 95 % "
+    "interval of a bootstrap over seeds, then over questions within a seed; so few seeds make it rough, and rather too "
+    "narrow. Differences are paired, on the same questions of the same seeds; p flips the signs of the questions' "
+    "differences, all seeds pooled, so it speaks of these training runs and not of the next ones."
+)
+
+
+def _json(study: Study, results: Results, found: Sequence[Table]) -> dict[str, Any]:
+    return {
+        "title": study.file.title,
+        "command": study.command,
+        "baseline": study.file.baseline,
+        "variants": study.file.variants,
+        "seeds": {variant: sorted(seeds) for variant, seeds in results.runs.items()},
+        "tables": {
+            table.title: {
+                "questions": table.questions,
+                "rows": {
+                    label: dict(zip(table.columns, map(_plain, row), strict=True)) for label, row in table.rows.items()
+                },
+            }
+            for table in found
+        },
+        "per_seed": {
+            variant: {
+                seed: {name: _ratio(rows) for name, rows in sorted(table.items())}
+                for seed, table in sorted(seeds.items())
+            }
+            for variant, seeds in results.runs.items()
+        },
+    }
+
+
+def _plain(cell: Cell | str | None) -> Any:
+    if not isinstance(cell, Cell):
+        return cell
+    if not cell.figure.n:
+        return None
+    return {**cell.figure._asdict(), **({} if cell.p is None else {"p": cell.p})}
+
+
+def _ratio(rows: Mapping[str, Sequence[float]]) -> float | None:
+    top, bottom = (sum(column) for column in zip(*rows.values(), strict=True)) if rows else (0, 0)
+    return round(top / bottom, 6) if bottom else None
+
+
+def plot(results: Results, study: Study, path: Path) -> Path | None:
+    """The headline figures of every variant beside their rivals, with error bars; None when there are none."""
+    first = study.file.baseline
+    order = [first, *(name for name in study.file.variants if name != first)]
+    n = next(iter(study.runs.values())).rerank.n
+    panels: dict[str, tuple[dict[str, Estimate], float | None]] = {}
+    policies = {"SFT": "sft", "SFT, last epoch": "sft_last", "GRPO": "grpo"}
+    selectors = {label: f"rerank.{name}" for name, label in SELECTORS.items()}
+    locators = {label: f"localise.{name}.exact" for name, label in LOCATORS.items()}
+    for label, own, rivals, reference in (
+        ("pass@1 on test", "posttrain.rairl.pass@1", {k: f"posttrain.{v}.pass@1" for k, v in policies.items()}, None),
+        (f"accuracy, best of {n}", "rerank.reward", selectors, None),
+        ("first wrong step found", "localise.reward.exact", locators, None),
+        ("AUROC within question on test", "audit.test.auroc", {}, 0.5),
+    ):
+        rows = {name: results.value((first, key)).figure for name, key in rivals.items() if results.has((first, key))}
+        rows |= {name: results.value((name, own)).figure for name in order if results.has((name, own))}
+        if rows:
+            panels[label] = rows, reference
+    return draw.forests(panels, path, strong=order) if panels else None
+
+
+def spliced(document: str, name: str, text: str) -> str:
+    """``document`` with the part of one study replaced, or added at the end; everything around it stays."""
+    start, end = f"<!-- study:{name} -->", "<!-- end -->"
+    part = f"{start}\n{text.strip()}\n{end}"
+    before, found, after = document.partition(start)
+    if not found:
+        return f"{document.rstrip()}\n\n{part}\n"
+    _, closed_, rest = after.partition(end)
+    if not closed_:
+        raise RairlError(f"the part {start} has no {end}; the text after it can't be told from the study's own")
+    return f"{before}{part}{rest}"

@@ -1,0 +1,83 @@
+"""Between the policy's tokens and the units that the reward reads: by character positions in the text.
+
+So the reward's tokenizer may differ from the policy's. A token that straddles two units belongs to the later one; what
+follows the last unit (the end token) belongs to the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rairl.models.policy import batches_by_length, encode, pad, token_logprobs
+from rairl.models.reward import Reads, RewardModel, read_tokens
+from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def reads_of(model: RewardModel, trace: Trace) -> list[int]:
+    """Character ends, in the trace's text, of the units that the reward reads."""
+    item = encode(model.tokenizer, [trace])[0]
+    tokens = read_tokens(item, trace, model.params.granularity, model.params.interval)
+    return [int(item.ends[token - item.prompt_tokens]) for token in tokens]
+
+
+def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray]:
+    """Values of all reads ``(R,)`` as one array per trace."""
+    bounds = np.searchsorted(reads.trace.numpy(), np.arange(1, count))
+    return np.split(values, bounds)
+
+
+def units_of(unit_ends: Sequence[int], token_ends: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Index of the unit each token lies in, shape ``(tokens,)``.
+
+    Args:
+        unit_ends: ascending character ends of the units.
+        token_ends: character end of each token.
+    """
+    return np.minimum(np.searchsorted(unit_ends, token_ends, side="left"), len(unit_ends) - 1)
+
+
+def spread_reads(values: np.ndarray, unit_ends: Sequence[int], token_ends: Sequence[int]) -> np.ndarray:
+    """One value per unit ``(K,)``, given to the tokens that lie in it; see :func:`units_of`."""
+    return values[units_of(unit_ends, token_ends)]
+
+
+@torch.no_grad()
+def unit_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    traces: Sequence[Trace],
+    unit_ends: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    batch_tokens: int = 16384,
+) -> Tensor:
+    """Log-probability of every unit given the prompt and the units before it, in nats: the sum over its tokens.
+
+    Args:
+        model: the policy, and ``tokenizer`` its own.
+        unit_ends: for each trace, the character ends of its units.
+        temperature: the one the policy samples at.
+
+    Returns:
+        Shape ``(R,)``, the units of all traces in order; the end token is not counted.
+    """
+    model.eval()
+    encoded = encode(tokenizer, traces)
+    device = next(model.parameters()).device
+    sums: list[np.ndarray] = [np.zeros(0)] * len(traces)
+    for batch in batches_by_length([len(item.ids) for item in encoded], batch_tokens):
+        ids, mask = pad([encoded[index].ids for index in batch], tokenizer.pad_token_id or 0)
+        rows = token_logprobs(model, ids.to(device), mask.to(device), temperature).double().cpu().numpy()
+        for row, index in zip(rows, batch, strict=True):
+            item, ends = encoded[index], unit_ends[index]
+            unit = units_of(ends, item.ends)
+            sums[index] = np.bincount(unit, row[item.prompt_tokens : len(item.ids)], minlength=len(ends))
+    return torch.from_numpy(np.concatenate(sums)).float()

@@ -1,0 +1,145 @@
+"""The reward model as a discriminator: its decisions on traces, and its loss on the material of one update.
+
+Several processes hold the same traces and weights; each reads its share of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rairl.errors import RairlError
+from rairl.learn import distributed, objectives
+from rairl.learn.alignment import reads_of, split_reads, unit_logprobs
+from rairl.learn.material import Material
+from rairl.models.reward import Memo, Reads, RewardModel, running_sum
+from rairl.params import RewardParams
+from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+Policy = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
+
+
+@dataclass
+class Critic:
+    """The discriminator.
+
+    Attributes:
+        model: the reward model.
+        policy: the policy as it moves, and its tokenizer; form ``airl`` asks them for log pi.
+        temperature: the one the policy samples at.
+        memo: where reads of a frozen backbone are looked up.
+    """
+
+    model: RewardModel
+    params: RewardParams
+    policy: Policy | None
+    temperature: float
+    memo: Memo | None
+
+    def loss(self, material: Material, seed: int) -> tuple[Tensor, np.ndarray]:
+        """This process's share of the loss (scalar), and the evidence on every trace (:meth:`evidence`).
+
+        Args:
+            seed: of the points at which the gradient penalty is taken.
+        """
+        own = _own_share(material.traces)
+        traces = [material.traces[index] for index in own]
+        reads = self.model.read(traces, memo=self.memo)
+        logits = self._logits(reads, traces)
+        positive = torch.from_numpy(material.positive[own])[reads.trace].to(logits.device)
+        expert, generated = self._losses(logits, positive, reads, traces)
+        loss = objectives.balanced(
+            expert, generated, (distributed.total(len(expert)), distributed.total(len(generated)))
+        )
+        if self.params.gradient_penalty:
+            real, fake = reads.features[positive], reads.features[~positive]
+            rng = torch.Generator().manual_seed(seed)
+            penalty = objectives.gradient_penalty(self.model.head, real, fake, rng)
+            loss = loss + self.params.gradient_penalty * penalty.sum() / max(1, distributed.total(len(penalty)))
+        return loss, _in_order(own, self._last(logits, reads, len(traces)))
+
+    def _losses(self, logits: Tensor, positive: Tensor, reads: Reads, traces: Sequence[Trace]) -> objectives.Losses:
+        expert, generated = logits[positive], logits[~positive]
+        if self.params.objective == "wgan":
+            return objectives.wgan(expert, generated)
+        smoothing = self.params.label_smoothing
+        if self.params.objective == "bce":
+            return objectives.bce(expert, generated, smoothing)
+        number = {problem: index for index, problem in enumerate(dict.fromkeys(trace.problem for trace in traces))}
+        prompt = torch.tensor([number[trace.problem] for trace in traces])[reads.trace].to(logits.device)
+        return objectives.relativistic(expert, generated, prompt[positive], prompt[~positive], smoothing)
+
+    @torch.no_grad()
+    def evidence(self, traces: Sequence[Trace]) -> np.ndarray:
+        """The logit of each whole trace, ``(N,)``: its last one; in form ``airl`` the sum over its units."""
+
+        def judge(own: list[Trace]) -> list[float]:
+            reads = self.model.read(own, memo=self.memo)
+            return self._last(self._logits(reads, own), reads, len(own)).tolist()
+
+        self.model.eval()
+        return np.array(_in_shares(traces, judge))
+
+    @torch.no_grad()
+    def reads(self, traces: Sequence[Trace]) -> list[np.ndarray]:
+        """The reward model's logit at every read of each trace, ``(K,)`` each."""
+
+        def read(own: list[Trace]) -> list[np.ndarray]:
+            reads = self.model.read(own)
+            return split_reads(self.model.logits(reads).double().cpu().numpy(), reads, len(own))
+
+        self.model.eval()
+        return _in_shares(traces, read)
+
+    def _logits(self, reads: Reads, traces: Sequence[Trace]) -> Tensor:
+        """The logit whose sign is the decision on each read: shape ``(R,)``."""
+        if self.params.form == "logit":
+            return self.model.logits(reads)
+        if self.policy is None:
+            raise ValueError("reward.form 'airl' needs the policy: its discriminator is sigmoid(f - log pi)")
+        ends = [reads_of(self.model, trace) for trace in traces]
+        logprobs = unit_logprobs(*self.policy, traces, ends, temperature=self.temperature)
+        terms = self.model.terms(reads)
+        return objectives.airl_logits(
+            terms, reads.trace.to(terms.device), logprobs.to(terms.device), self.params.discount
+        )
+
+    def _last(self, logits: Tensor, reads: Reads, count: int) -> np.ndarray:
+        logits = logits.detach()
+        values = logits if self.params.form == "logit" else running_sum(logits, reads.trace)
+        return np.array([values[-1] for values in split_reads(values.double().cpu().numpy(), reads, count)])
+
+
+def _in_shares(traces: Sequence[Trace], compute: Callable[[list[Trace]], list[T]]) -> list[T]:
+    """``compute(traces)``, one value per trace, each process computing its share."""
+    own = distributed.mine(traces)
+    return distributed.gather(compute(own) if own else [])
+
+
+def _own_share(traces: Sequence[Trace]) -> list[int]:
+    """Indices of the traces on this process's share of the prompts; all of them in a single process.
+
+    Raises:
+        RairlError: with fewer prompts than processes.
+    """
+    problems = list(dict.fromkeys(trace.problem for trace in traces))
+    processes = distributed.world()[1]
+    if len(problems) < processes:
+        raise RairlError(f"{processes} processes share {len(problems)} prompts: raise reward.demos_per_update")
+    own = set(distributed.mine(problems))
+    return [index for index, trace in enumerate(traces) if trace.problem in own]
+
+
+def _in_order(own: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """The values of all processes' shares, each with its index, as one array."""
+    rows = distributed.gather(list(zip(own, values.tolist(), strict=True)))
+    return np.array([value for _, value in sorted(rows)])

@@ -1,0 +1,557 @@
+"""The learned reward: it learns what it should, every key acts, and a resumed run takes the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rairl.errors import RairlError
+from rairl.evaluate.calibrate import make_dev
+from rairl.learn import checkpoints, distributed
+from rairl.learn.adversarial import Batch
+from rairl.learn.discriminator import LearnedReward
+from rairl.learn.lengths import length_slope
+from rairl.learn.material import Material, compose
+from rairl.learn.replay import Replay
+from rairl.learn.rollouts import Completion
+from rairl.models.policy import encode, load_policy, step_logprobs
+from rairl.models.reward import RewardModel, new_reward, running_sum
+from rairl.params import Params, RewardParams
+from rairl.perturb import perturb
+from rairl.stages.rairl import _Training
+from rairl.traces import Trace, read_traces, write_traces
+from rairl.tracking import NullRun
+
+Make = Callable[..., LearnedReward]
+
+
+@pytest.fixture
+def make(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> Make:
+    """A learned reward with some keys changed."""
+
+    def build(fields: dict[str, object] | None = None, **changes: object) -> LearnedReward:
+        params = RewardParams(**{**miniature.reward.model_dump(), **changes})
+        model = new_reward(tiny_policy, params, seed=0)
+        given = {"policy": load_policy(tiny_policy), **(fields or {})}
+        return LearnedReward(model, demos, params, 0.5, 0, **given)  # type: ignore[arg-type]
+
+    return build
+
+
+DIGITS = str.maketrans("0123456789", "3456789012")
+
+
+def rollout(problems: Sequence[Trace], tag: str) -> list[Trace]:
+    """What a poor policy writes: the demonstration with wrong numbers. Every other answer passes for right."""
+    return [
+        replace(
+            problem,
+            id=f"{problem.id}/{tag}",
+            text=problem.text.translate(DIGITS),
+            answer=None,
+            correct=index % 2 == 0,
+            source="policy",
+        )
+        for index, problem in enumerate(problems)
+    ]
+
+
+def batch_of(policy: Path, demos: list[Trace]) -> Batch:
+    """Groups of two: each demonstration and a corruption of it."""
+    _, tokenizer = load_policy(policy)
+    rng = random.Random(0)
+    traces = [one for demo in demos for one in (demo, perturb(demo, rng, ["operand"])) if one is not None]
+    eos = tokenizer.eos_token_id
+    done = [
+        Completion(row.ids[: row.prompt_tokens], [*row.ids[row.prompt_tokens :], eos], [0.0] * (len(row.ids) + 1), True)
+        for row in encode(tokenizer, traces)
+    ]
+    return Batch(demos, done, traces, tokenizer)
+
+
+def experts_of(reward: LearnedReward, key: str = "0") -> list[Trace]:
+    return reward._draw(key)
+
+
+def material_of(reward: LearnedReward, fresh: list[Trace], key: str = "0") -> Material:
+    rng = random.Random(f"0/update/{key}")
+    return compose(experts_of(reward, key), fresh, reward.replay, reward.corruptions, reward.params, rng)
+
+
+# --- it learns -------------------------------------------------------------------------------------------------------
+
+
+def test_updates_separate_experts_from_corruptions(make: Make) -> None:
+    reward = make(learning_rate=0.01, perturbations=2)
+    first = reward.update([], "0")
+    for update in range(300):
+        last = reward.update([], str(update))
+    assert last["discriminator/loss"] < first["discriminator/loss"] - 0.05
+    assert last["discriminator/gap"] > 0.3
+    assert {"discriminator/accuracy_expert", "discriminator/accuracy_perturbed", "discriminator/corr_length"} <= set(
+        last
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective": "wgan", "gradient_penalty": 1.0},
+        {"objective": "relativistic"},
+        {"form": "airl", "discount": 1.0},
+        {"form": "airl", "head": "linear", "train": "full"},
+        {"granularity": "dense"},
+        {"gradient_penalty": 1.0, "ema": 0.5, "learning_rate_warmup": 1},
+    ],
+    ids=str,
+)
+def test_updates_raise_the_expert_above_the_policy(changes: dict[str, object], make: Make) -> None:
+    reward = make(perturbations=0, learning_rate=1e-3, **changes)
+    experts = experts_of(reward)
+    fresh = rollout(experts, "x")
+
+    def gap() -> float:
+        mean = np.array([one.mean() for one in reward.critic.reads([*experts, *fresh])])
+        return float(mean[: len(experts)].mean() - mean[len(experts) :].mean())
+
+    before = gap()
+    for _ in range(5):
+        reward.update(fresh, "0")
+    assert gap() > before
+
+
+def test_an_update_without_negatives_is_refused(make: Make) -> None:
+    with pytest.raises(RairlError, match="no negatives"):
+        make(perturbations=0).update([], "0")
+
+
+def test_replay_is_bounded_first_in_first_out() -> None:
+    replay = Replay(3)
+    replay.add([Trace(str(index), f"p{index}") for index in range(5)])
+    assert [trace.id for trace in replay.traces] == ["2", "3", "4"]
+    assert len({trace.id for trace in replay.draw(10, random.Random(0))}) == 3
+    assert [trace.id for trace in replay.draw(10, random.Random(0), {"p3", "p9"})] == ["3"]
+    assert Replay(0, [Trace("a", "p")]).draw(2, random.Random(0)) == []
+
+
+def test_the_gradient_penalty_draws_the_heads_slope_towards_one(make: Make) -> None:
+    def steepness(weight: float) -> float:
+        reward = make(gradient_penalty=weight, learning_rate=0.01, weight_decay=0.0)
+        for update in range(30):
+            reward.update([], str(update))
+        reads = reward.model.read(experts_of(reward))
+        points = reads.features.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(reward.model.head(points).sum(), points)
+        return float((gradient.norm(dim=-1) - 1).abs().mean())
+
+    assert steepness(10.0) < steepness(0.0) / 2
+
+
+def test_the_learning_rate_rises_over_the_warm_up(make: Make) -> None:
+    reward = make(learning_rate=0.01, learning_rate_warmup=4)
+    rates = []
+    for update in range(6):
+        reward.update([], str(update))
+        rates.append(reward.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
+# --- what it learns from ---------------------------------------------------------------------------------------------
+
+
+def test_right_rollouts_become_positives_only_when_asked(make: Make) -> None:
+    reward = make(perturbations=0)
+    fresh = rollout(experts_of(reward), "x")
+    assert material_of(reward, fresh).positive.sum() == 8
+    assert "discriminator/switched" not in reward.update(fresh, "0")
+    switching = make(perturbations=1, switch_labels=True)
+    material = material_of(switching, fresh)
+    assert material.positive.sum() == 8 + 4
+    assert not any(
+        good for good, kind in zip(material.positive, material.kinds, strict=True) if kind == "perturbed"
+    )  # a corruption is wrong though its answer may be right
+    assert switching.update(fresh, "0")["discriminator/switched"] == 4
+
+
+def test_switching_changes_what_is_learned(make: Make) -> None:
+    def score(switch: bool) -> float:
+        reward = make(perturbations=1, switch_labels=switch, learning_rate=0.01)
+        fresh = [replace(trace, correct=True) for trace in rollout(experts_of(reward), "x")]
+        for _ in range(5):
+            reward.update(fresh, "0")
+        return float(np.mean([one.last for one in reward.model.score(fresh)]))
+
+    assert score(True) > score(False)
+
+
+def test_corruptions_are_composed_up_to_the_depth(make: Make) -> None:
+    def most(depth: int) -> int:
+        made = material_of(make(perturbations=8, perturbation_depth=depth), [])
+        bad = [trace for trace, kind in zip(made.traces, made.kinds, strict=True) if kind == "perturbed"]
+        texts = {trace.id: trace.text for trace in made.traces}
+        assert all(trace.labelled and trace.text != texts[trace.meta["original"]] for trace in bad)
+        return max(trace.source.count("+") + 1 for trace in bad)
+
+    assert (most(1), most(3)) == (1, 3)
+
+
+def test_others_are_the_batch_just_scored(tiny_policy: Path, make: Make, demos: list[Trace]) -> None:
+    def refuse(problems: Sequence[Trace], tag: str) -> list[Trace]:
+        raise AssertionError("no extra rollouts are needed")
+
+    reward = make(rollout_prompts="others")
+    batch = batch_of(tiny_policy, demos[8:12])
+    reward.advantages(batch)
+    assert "discriminator/accuracy_policy" in reward.learn(0, refuse)
+    assert {trace.id for trace in reward.replay.traces} == {trace.id for trace in batch.traces}
+
+
+def test_matched_negatives_have_the_experts_lengths(make: Make) -> None:
+    def worst(control: str) -> float:
+        reward = make(perturbations=0, length_control=control)
+        experts = experts_of(reward)
+        lengths = [len(demo.text) for demo in experts]
+        reward.replay.add(
+            [replace(demo, id=f"r{i}", text="x" * (7 * i), steps=()) for i, demo in enumerate(reward.demos * 2)]
+        )
+        made = material_of(reward, rollout(experts, "x"))
+        chosen = [len(trace.text) for trace in made.traces[len(experts) :]]
+        assert len(chosen) == (8 if control == "match" else 16)
+        return max(min(abs(one - length) for length in lengths) for one in chosen)
+
+    assert worst("match") < worst("none")
+
+
+def test_a_comparison_within_prompts_replays_those_prompts(make: Make) -> None:
+    reward = make(objective="relativistic")
+    reward.replay.add(rollout(reward.demos, "old"))
+    experts = {demo.problem for demo in experts_of(reward)}
+    made = material_of(reward, [])
+    assert {trace.problem for trace, kind in zip(made.traces, made.kinds, strict=True) if kind == "replay"} == experts
+
+
+# --- credit ----------------------------------------------------------------------------------------------------------
+
+
+def expected(reward: LearnedReward, batch: Batch, rewards: Sequence[float]) -> np.ndarray:
+    values = np.array(rewards).reshape(-1, batch.group)
+    centred = values - values.mean(1, keepdims=True)
+    return (centred / np.maximum(values.std(1, keepdims=True), 0.5)).ravel()
+
+
+@pytest.fixture
+def scored(tiny_policy: Path, demos: list[Trace]) -> Batch:
+    return batch_of(tiny_policy, demos[:3])
+
+
+def logits_of(reward: LearnedReward, batch: Batch) -> list[np.ndarray]:
+    with torch.no_grad():
+        reads = reward.model.eval().read(batch.traces)
+        logits = reward.model.logits(reads).numpy()
+    return [logits[reads.trace.numpy() == index] for index in range(len(batch.traces))]
+
+
+@pytest.mark.parametrize("credit", ["last", "mean", "return", "difference", "min"])
+@pytest.mark.parametrize("granularity", ["step", "interval", "dense"])
+def test_advantages_cover_every_token_and_are_centred(credit: str, granularity: str, make: Make, scored: Batch) -> None:
+    reward = make(credit=credit, granularity=granularity)
+    advantages, metrics = reward.advantages(scored)
+    assert [len(values) for values in advantages] == [len(item.ids) for item in scored.completions]
+    assert all(np.isfinite(values).all() for values in advantages)
+    assert np.isfinite(list(metrics.values())).all()
+    if credit in ("last", "mean"):
+        for good, bad in zip(advantages[::2], advantages[1::2], strict=True):
+            assert good[0] == pytest.approx(-bad[0])
+
+
+def test_mean_and_last_and_clip_by_hand(make: Make, scored: Batch) -> None:
+    for credit, take in (("last", lambda reads: reads[-1]), ("mean", np.mean)):
+        reward = make(credit=credit)
+        logits = logits_of(reward, scored)
+        advantages, metrics = reward.advantages(scored)
+        made = [values[0] for values in advantages]
+        np.testing.assert_allclose(made, expected(reward, scored, [take(one) for one in logits]), atol=1e-5)
+        bound = float(np.median(np.abs([one[-1] for one in logits])))
+        clipped, same = make(credit=credit, clip=bound).advantages(scored)
+        hand = expected(reward, scored, [take(np.clip(one, -bound, bound)) for one in logits])
+        np.testing.assert_allclose([values[0] for values in clipped], hand, atol=1e-5)
+        assert not np.allclose(made, hand) and same == metrics  # metrics tell of the reads themselves
+
+
+@pytest.mark.parametrize("credit", ["last", "difference"])
+def test_the_baseline_can_leave_the_sample_out(credit: str, make: Make, scored: Batch) -> None:
+    """Of two samples, the other one's reward is twice as far away as their mean."""
+    group, other = (make({"baseline": one}, credit=credit).advantages(scored)[0] for one in ("group", "leave_one_out"))
+    assert not np.allclose(group[0], other[0])
+    if credit == "last":
+        np.testing.assert_allclose(np.concatenate(other), 2 * np.concatenate(group), atol=1e-9)
+
+
+def test_rewards_are_divided_by_their_running_deviation(make: Make, scored: Batch) -> None:
+    reward = make(normalise=True)
+    last = np.array([one[-1] for one in logits_of(reward, scored)])
+    for seen in (last, np.concatenate([last, last])):
+        advantages, _ = reward.advantages(scored)
+        np.testing.assert_allclose(
+            [values[0] for values in advantages], expected(reward, scored, last / seen.std()), atol=1e-4
+        )
+    assert reward.running.count == 2 * len(last)
+    steps = make(normalise=True, credit="return")
+    steps.advantages(scored)
+    increments = np.concatenate([np.diff(one, prepend=0.0) for one in logits_of(steps, scored)])
+    assert steps.running.std == pytest.approx(increments.std(), rel=1e-5)
+
+
+def test_centring_takes_what_length_explains(make: Make, scored: Batch) -> None:
+    scored = Batch(scored.prompts[:1], scored.completions, scored.traces, scored.tokenizer)
+    lengths = np.array([[len(item.ids) for item in scored.completions]], dtype=float)
+    first = {
+        control: np.array([[values[0] for values in make(length_control=control).advantages(scored)[0]]])
+        for control in ("none", "centre")
+    }
+    assert abs(length_slope(first["none"], lengths)) > 1e-4
+    assert length_slope(first["centre"], lengths) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_lagging_copy_scores_and_is_what_is_saved(make: Make, scored: Batch, tmp_path: Path) -> None:
+    lagging, plain = make(ema=0.999, learning_rate=0.05), make(learning_rate=0.05)
+    before = lagging.advantages(scored)[1]["reward/mean"]
+    for reward in (lagging, plain):
+        reward.update([], "0")
+    moved = plain.advantages(scored)[1]["reward/mean"]
+    assert abs(lagging.advantages(scored)[1]["reward/mean"] - before) < abs(moved - before) / 100
+    with lagging.scoring():
+        lagging.model.save_pretrained(tmp_path)
+        kept = lagging.model.score(scored.traces[:1])[0].last
+    assert RewardModel.from_pretrained(tmp_path).score(scored.traces[:1])[0].last == pytest.approx(kept, abs=1e-5)
+    assert lagging.model.score(scored.traces[:1])[0].last != pytest.approx(kept, abs=1e-3)
+
+
+def test_the_stage_keeps_the_weights_that_score(make: Make, demos: list[Trace], tmp_path: Path) -> None:
+    reward = make(ema=0.9, learning_rate=0.05)
+    reward.update([], "0")
+    training = object.__new__(_Training)
+    training.reward, training.model, training.log, training.work = reward, reward.model, NullRun(), tmp_path
+    training.dev = make_dev(demos[:4], [], copies=1, seed=0)
+    training._keep(0)
+    kept = RewardModel.from_pretrained(tmp_path / "rewards" / "step-00000").score(demos[:1])[0].last
+    with reward.scoring():
+        assert kept == pytest.approx(reward.model.score(demos[:1])[0].last, abs=1e-5)
+    assert kept != pytest.approx(reward.model.score(demos[:1])[0].last, abs=1e-3)
+
+
+# --- how accurate it is ----------------------------------------------------------------------------------------------
+
+
+def test_updates_pause_and_come_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = make(accuracy_band=[0.6, 0.9], updates_per_iteration=2)
+    drawn: list[int] = []
+
+    def count(problems: Sequence[Trace], tag: str) -> list[Trace]:
+        drawn.append(len(problems))
+        return rollout(problems, tag)
+
+    rows = []
+    for iteration, accuracy in enumerate((1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.7)):
+        monkeypatch.setattr(reward, "_accuracy", lambda experts, fresh, value=accuracy: value)
+        rows.append(reward.learn(iteration, count))
+    assert [row["discriminator/updates"] for row in rows] == [2, 1, 0, 0, 1, 2, 4, 8]
+    assert reward.updates == 2
+    assert "discriminator/loss" not in rows[2] and drawn[3:5] == [8, 8]
+
+
+def test_accuracy_counts_both_classes_alike(make: Make) -> None:
+    reward = make(accuracy_band=[0.6, 0.9])
+    experts = experts_of(reward)
+    with torch.no_grad():
+        reward.model.head[-1].weight.zero_()  # type: ignore[index]
+        reward.model.head[-1].bias.fill_(1.0)  # type: ignore[index]
+    assert reward._accuracy(experts, rollout(experts[:3], "x")) == 0.5  # every expert right, every rollout wrong
+    assert reward.learn(0, rollout)["discriminator/accuracy"] == 0.5
+
+
+def test_memorisation_is_seen_on_held_out_experts(make: Make, demos: list[Trace]) -> None:
+    assert "discriminator/memorisation" not in make().update([], "0")
+    reward = make({"held_out": demos[:4]})
+    with torch.no_grad():
+        reward.model.head[-1].weight.zero_()  # type: ignore[index]
+        reward.model.head[-1].bias.fill_(1.0)  # type: ignore[index]
+    made = reward.update([], "0")
+    assert (made["discriminator/accuracy_held_out"], made["discriminator/memorisation"]) == (1.0, 0.0)
+
+
+def test_a_reward_that_knows_its_experts_by_heart_is_told_so(make: Make, demos: list[Trace]) -> None:
+    """Held-out 'experts' that look like the negatives: right on the trained ones, wrong on these."""
+    reward = make({"held_out": rollout(demos, "unseen")}, learning_rate=0.01, perturbations=0)
+    for _ in range(60):
+        made = reward.update(rollout(experts_of(reward), "x"), "0")
+    assert made["discriminator/memorisation"] > 0.5
+
+
+# --- AIRL ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["surprisal", "linear"])
+def test_the_airl_reward_is_the_sum_of_g_and_loads_back(
+    head: str, make: Make, demos: list[Trace], tmp_path: Path
+) -> None:
+    reward = make(form="airl", head=head)
+    for update in range(3):
+        reward.update([], str(update))
+    reads = reward.model.eval().read(demos[:3])
+    with torch.no_grad():
+        terms, logits = reward.model.terms(reads), reward.model.logits(reads)
+    assert terms.shape == (len(reads.trace), 2)
+    torch.testing.assert_close(logits, running_sum(terms[:, 0], reads.trace))
+    assert logits[:2].tolist() == pytest.approx([terms[0, 0].item(), (terms[0, 0] + terms[1, 0]).item()], abs=1e-5)
+    reward.model.save_pretrained(tmp_path)
+    again = RewardModel.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path / "again")
+    again = RewardModel.from_pretrained(tmp_path / "again")
+    for one, other in zip(reward.model.score(demos), again.score(demos), strict=True):
+        np.testing.assert_allclose(one.steps, other.steps, atol=1e-5)
+    if head == "linear":
+        from transformers import AutoModelForTokenClassification
+
+        assert AutoModelForTokenClassification.from_pretrained(tmp_path).num_labels == 2
+
+
+def test_the_airl_decision_is_of_f_against_the_policy(tiny_policy: Path, make: Make) -> None:
+    """With a head of zeros the decision is -log pi: what the policy finds unlikely is called an expert's."""
+    reward = make(form="airl", head="linear")
+    experts = experts_of(reward)
+    last = reward.critic.evidence(experts)
+    policy, tokenizer = load_policy(tiny_policy)
+    total = [one.total for one in step_logprobs(policy, tokenizer, experts)]
+    np.testing.assert_allclose(last, [-value for value in total], atol=1e-3)
+    hot = make({"temperature": 5.0}, form="airl", head="linear").critic.evidence(experts)
+    assert not np.allclose(hot, last)
+
+
+def test_the_discount_shapes_and_the_policy_is_needed(make: Make) -> None:
+    def loss(discount: float) -> float:
+        return make(form="airl", discount=discount).update([], "0")["discriminator/loss"]
+
+    assert loss(0.0) != loss(1.0)
+    with pytest.raises(ValueError, match="needs the policy"):
+        make({"policy": None}, form="airl").update([], "0")
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+EVERYTHING = {
+    "ema": 0.9,
+    "normalise": True,
+    "gradient_penalty": 1.0,
+    "learning_rate_warmup": 5,
+    "accuracy_band": [0.4, 0.6],
+    "perturbation_depth": 3,
+    "switch_labels": True,
+    "length_control": "match",
+    "objective": "relativistic",
+    "updates_per_iteration": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        EVERYTHING,
+        {"form": "airl", "ema": 0.5, "accuracy_band": [0.4, 0.6], "rollout_prompts": "others"},
+        {"head": "linear", "train": "full", "ema": 0.5},
+    ],
+    ids=["all", "airl", "full"],
+)
+def test_a_resumed_reward_takes_the_same_numbers(
+    changes: dict[str, object], make: Make, scored: Batch, demos: list[Trace], tmp_path: Path
+) -> None:
+    def iterate(reward: LearnedReward, iteration: int) -> dict[str, float]:
+        advantages, metrics = reward.advantages(scored)
+        return {
+            **metrics,
+            **reward.learn(iteration, rollout),
+            "advantage": float(advantages[0][0]),
+            "std": reward.running.std,
+        }
+
+    whole = make({"held_out": demos[:4]}, **changes)
+    for iteration in range(2):
+        iterate(whole, iteration)
+    checkpoints.save(tmp_path, 2, lambda folder: whole.state(folder))
+    rows = [iterate(whole, iteration) for iteration in (2, 3)]
+    again = make({"held_out": demos[:4]}, **changes)
+    found = checkpoints.load(tmp_path)
+    assert found is not None
+    again.restore(*found)
+    assert [iterate(again, iteration) for iteration in (2, 3)] == rows
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+SHARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_discriminator import learn_settings
+learn_settings(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def learn_settings(policy: Path, folder: Path) -> None:
+    """Three iterations under each setting in ``folder``; what was measured and the matrices' sizes, in a file."""
+    rank, processes = distributed.world()
+    demos, rows = read_traces(folder / "demos.jsonl"), []
+    for changes in json.loads((folder / "settings.json").read_text()):
+        params = RewardParams(**changes)
+        model = new_reward(policy, params, seed=0)
+        reward = LearnedReward(model, demos, params, 0.5, 0, held_out=demos[:4], policy=load_policy(policy))
+        rows += [reward.learn(iteration, rollout) for iteration in range(3)]
+        # Not the biases: under 'relativistic' the last one has no gradient but the noise of rounding.
+        rows += [{"size": value.abs().sum().item()} for value in model.head.parameters() if value.ndim == 2]
+    (folder / f"rows-{processes}-{rank}.json").write_text(json.dumps(rows))
+
+
+def test_two_processes_learn_what_one_does(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    """Shares of an update add up to it; what differs is the order of sums (float32: 1e-4)."""
+    write_traces(tmp_path / "demos.jsonl", demos)
+    settings: list[dict[str, object]] = [
+        {},
+        {"objective": "relativistic", "switch_labels": True},
+        {"form": "airl", "accuracy_band": [0.4, 0.6]},
+    ]
+    values = [{**miniature.reward.model_dump(), **changes} for changes in settings]
+    (tmp_path / "settings.json").write_text(json.dumps(values))
+    (tmp_path / "run.py").write_text(SHARED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, str(tmp_path / "run.py"), str(tiny_policy), str(tmp_path), str(Path(__file__).parent)]
+    shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    learn_settings(tiny_policy, tmp_path)
+    for process in started:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors[-2000:]
+    alone, first, second = (json.loads((tmp_path / f"rows-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert first == second
+    for row, other in zip(first, alone, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-4)

@@ -1,0 +1,88 @@
+"""The peer: the recipe of the stages base and sft from another seed, resumable in both parts, only where asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rairl.datasets import arithmetic
+from rairl.models.policy import load_policy
+from rairl.params import Params, parse_params
+from rairl.stages.base import base
+from rairl.stages.peer import SEED_OFFSET, peer
+from rairl.stages.sft import sft
+from rairl.traces import write_traces
+from rairl.tracking import NullRun
+
+
+@pytest.fixture
+def params(miniature: Params) -> Params:
+    values = miniature.model_dump()
+    values["base"] |= {"corpus": 64}
+    return parse_params(values)
+
+
+@pytest.fixture
+def data(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAIRL_CHECKPOINTS", str(tmp_path / "work"))
+    folder = tmp_path / "data"
+    for name, traces in arithmetic.build(params.dataset, params.seed).items():
+        write_traces(folder / f"{name}.jsonl", traces)
+    (folder / "card.json").write_text("{}")
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_policy(folder)[0].state_dict()
+
+
+def equal(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return all(first[name].shape == second[name].shape and torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_peer_is_what_base_and_sft_make_from_another_seed(params: Params, data: Path, tmp_path: Path) -> None:
+    figures = peer(params, NullRun(), data=data, model=tmp_path / "peer")
+    made = {}
+    for seed in (params.seed, params.seed + SEED_OFFSET):
+        own, folder = params.model_copy(update={"seed": seed}), tmp_path / str(seed)
+        made[seed] = base(own, NullRun(), data=data, model=folder / "base")
+        paths = {name: folder / name for name in ("base", "model", "last")}
+        made[seed] |= sft(own, NullRun(), data=data, **paths)
+    twin = made[params.seed + SEED_OFFSET]
+    assert figures == {"peer.parameters": twin["base.parameters"], "peer.dev_loss": twin["sft.dev_loss"]}
+    assert equal(tmp_path / "peer", tmp_path / str(params.seed + SEED_OFFSET) / "model")
+    assert not equal(tmp_path / "peer", tmp_path / str(params.seed) / "model")
+    assert (tmp_path / "peer" / "manifest.json").exists()
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("backbone", ["sft", "base", "some/model"])
+def test_without_being_asked_for_there_is_no_peer(backbone: str, params: Params, tmp_path: Path) -> None:
+    own = params.model_copy(update={"reward": params.reward.model_copy(update={"backbone": backbone})})
+    assert peer(own, NullRun(), data=tmp_path / "none", model=tmp_path / "peer") == {}
+    assert not (tmp_path / "peer").exists()
+
+
+def test_a_peer_killed_in_its_second_part_has_not_lost_the_first(
+    params: Params, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rairl.learn.sft
+
+    class Killed(NullRun):
+        def log(self, metrics: Any, step: int) -> None:
+            if "sft/dev/loss" in metrics:
+                raise KeyboardInterrupt
+
+    peer(params, NullRun(), data=data, model=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        peer(params, Killed(), data=data, model=tmp_path / "cut")
+    trained: list[str] = []
+    epoch = rairl.learn.sft._epoch
+    monkeypatch.setattr("rairl.learn.sft._epoch", lambda *args: trained.append(args[3].desc) or epoch(*args))
+    peer(params, NullRun(), data=data, model=tmp_path / "cut")
+    assert set(trained) == {"peer sft"}
+    assert equal(tmp_path / "cut", tmp_path / "whole")
