@@ -79,7 +79,7 @@ def test_two_processes_train_as_one_and_write_once(root: Path, project: Path) ->
     shutil.copytree(alone, together)
     launchers: dict[Path, list[str]] = {alone: [], together: [*LAUNCH, "-m"]}
     for folder, launcher in launchers.items():
-        for stage in ("sft", "peer", "rairl"):
+        for stage in ("sft", "rairl"):
             run(folder, *launcher, "rairl", "stage", stage)
     losses, histories, files = [], [], []
     for folder in launchers:
