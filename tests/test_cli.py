@@ -286,7 +286,7 @@ def test_an_interrupted_real_stage_keeps_what_is_finished(tmp_path: Path, quiet_
     long.write_text(params.read_text().replace("corpus: 400", "corpus: 400000"))
     command = [*RAIRL, "stage", "base", "--root", str(tmp_path), "--params", str(long)]
     process = started(command, cwd=tmp_path, env=quiet_tracking)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not list((tmp_path / "models").glob(".part-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(2)

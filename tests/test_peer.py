@@ -82,7 +82,7 @@ def test_a_peer_killed_in_its_second_part_has_not_lost_the_first(
         peer(params, Killed(), data=data, model=tmp_path / "cut")
     trained: list[str] = []
     epoch = rairl.learn.sft._epoch
-    monkeypatch.setattr("rairl.learn.sft._epoch", lambda *args: trained.append(args[3].desc) or epoch(*args))
+    monkeypatch.setattr("rairl.learn.sft._epoch", lambda *args: trained.append(args[-1]) or epoch(*args))
     peer(params, NullRun(), data=data, model=tmp_path / "cut")
     assert set(trained) == {"peer sft"}
     assert equal(tmp_path / "cut", tmp_path / "whole")
