@@ -298,7 +298,7 @@ def code_digest() -> str:
 def input_files_digest(params: Params) -> str:
     """Short hash of the files that the parameters name (a hub id names none)."""
     files: list[Path] = []
-    for value in (*params.dataset.model_dump().values(), params.base.source):
+    for value in (*params.dataset.model_dump().values(), params.base.source, params.reward.backbone):
         path = Path(value) if isinstance(value, str) else None
         if path is not None and path.is_file():
             files.append(path)
