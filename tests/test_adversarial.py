@@ -390,7 +390,7 @@ def test_kill_9_and_run_again_equals_an_uninterrupted_stage(
 
     assert start(whole).wait(timeout=900) == 0
     process = start(killed)
-    # Rolled back, the collapsing run's checkpoints go on at 12 + 3, 24 + 3 and 36 + 3.
+    # Rolled back, the collapsing run's checkpoints go on at 12 + 3 or more, 24 + 3 or more, and 36 + 3 or more.
     position, deadline = rng.randint(1, 11 if changes is CALM else 39), time.monotonic() + 900
     while max(
         (at for folder in killed.glob(".rairl/checkpoints/rairl/*") for at in kept(folder)), default=-1
@@ -407,7 +407,7 @@ def test_kill_9_and_run_again_equals_an_uninterrupted_stage(
     events = [json.loads((folder / "history" / "rairl" / "guard.json").read_text()) for folder in (whole, killed)]
     assert untimed(histories[0]) == untimed(histories[1])
     assert events[0] == events[1]
-    assert (len(events[0]), len(histories[0])) == ((0, 12) if changes is CALM else (4, 5)), events[0]
+    assert [event["action"] for event in events[0]] == ([] if changes is CALM else ["rollback"] * 3 + ["stop"])
     for name in ("rewards", "rollouts"):
         files = [sorted(path.name for path in (folder / name).rglob("*")) for folder in (whole, killed)]
         assert files[0] == files[1]

@@ -23,13 +23,12 @@ TOLERANCE = 1e-4
 """Shares have other micro-batches than the whole, and so other last digits; Adam's first steps magnify them."""
 
 
-def run(folder: Path, *command: str) -> str:
+def run(folder: Path, *command: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RAIRL_COMMIT": "none"}
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
 
 
 def test_a_single_process_is_the_whole_world() -> None:
@@ -43,6 +42,8 @@ def test_a_single_process_is_the_whole_world() -> None:
 
 
 COLLECTIVES = """
+from pathlib import Path
+
 import torch
 from rairl.learn.distributed import barrier, by_first, gather, mine, sum_gradients, total, world
 
@@ -60,21 +61,23 @@ if rank == 1:
 sum_gradients([both, one, none])
 assert both.grad.tolist() == [[3.0] * 3] * 2 and one.grad.tolist() == [4, 5] and none.grad.tolist() == [0]
 barrier()
-print("fine", rank)
+Path(f"fine{rank}").touch()
 """
 
 
 def test_two_processes_share_gather_and_sum(tmp_path: Path) -> None:
     (tmp_path / "collectives.py").write_text(COLLECTIVES)
-    assert sorted(run(tmp_path, *LAUNCH, "collectives.py").split()) == ["0", "1", "fine", "fine"]
+    run(tmp_path, *LAUNCH, "collectives.py")
+    assert {path.name for path in tmp_path.glob("fine*")} == {"fine0", "fine1"}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_two_processes_train_as_one_and_write_once(root: Path, project: Path) -> None:
     shutil.copyfile(root / "tests" / "miniature.yaml", project / "params.yaml")
     run(project, *LAUNCH, "-m", "rairl", "stage", "prepare")  # one process's work: the other waits
-    run(project, "rairl", "stage", "base")
+    for stage in ("base", "peer"):
+        run(project, "rairl", "stage", stage)
     alone, together = project, project.with_name("together")
     shutil.copytree(alone, together)
     launchers: dict[Path, list[str]] = {alone: [], together: [*LAUNCH, "-m"]}

@@ -7,9 +7,11 @@ batch, whatever the shares. In a single process every function here is the ident
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -32,10 +34,13 @@ def world() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
+@cache
 def _state() -> PartialState:
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    atexit.register(state.destroy_process_group)  # a process that leaves with gloo's threads alive may abort
+    return state
 
 
 def mine(items: Sequence[T]) -> list[T]:
