@@ -32,7 +32,7 @@ def test_log_probabilities_of_units_equal_a_plain_loop(
     model.tokenizer = train_tokenizer([f"{p}\n{t}" for p, t in arithmetic.corpus(50, 1)], 290)
     policy, tokenizer = load_policy(tiny_policy)
     traces = demos[:3]
-    ends = [reads_of(model, trace) for trace in traces]
+    ends = reads_of(model, traces)
     made = unit_logprobs(policy, tokenizer, traces, ends, temperature=0.7)
     assert len(made) == sum(len(one) for one in ends)
     at = 0
@@ -52,7 +52,7 @@ def test_log_probabilities_of_units_equal_a_plain_loop(
 def test_units_add_up_to_the_trace(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
     model = new_reward(tiny_policy, miniature.reward, seed=0)
     policy, tokenizer = load_policy(tiny_policy)
-    made = unit_logprobs(policy, tokenizer, demos[:1], [reads_of(model, demos[0])])
+    made = unit_logprobs(policy, tokenizer, demos[:1], reads_of(model, demos[:1]))
     assert made.sum().item() == pytest.approx(step_logprobs(policy, tokenizer, demos[:1])[0].total, abs=1e-3)
 
 

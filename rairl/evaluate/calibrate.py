@@ -18,6 +18,7 @@ from rairl.evaluate.localise import LOCATORS, choose_threshold, first_error
 from rairl.evaluate.rerank import AGGREGATORS, aggregate
 from rairl.models.reward import Calibration, RewardModel
 from rairl.perturb import equations, perturb
+from rairl.stats import within_pairs
 from rairl.traces import Trace
 
 CRITERION = "dev/score"
@@ -94,14 +95,13 @@ def within_question(scores: Sequence[float], right: Sequence[bool | None], owner
 
     NaN when no question has both.
     """
-    shares = []
-    for question in sorted(set(owner)):
-        mine = [(score, good) for score, good, of in zip(scores, right, owner, strict=True) if of == question]
-        good = np.array([score for score, is_right in mine if is_right is True])
-        bad = np.array([score for score, is_right in mine if is_right is False])
-        if len(good) and len(bad):
-            gap = good[:, None] - bad
-            shares.append(np.mean((gap > 0) + 0.5 * (gap == 0)))
+    judged = [index for index, good in enumerate(right) if good is not None]
+    wins, pairs = within_pairs(
+        [right[index] is True for index in judged],
+        [scores[index] for index in judged],
+        [str(owner[index]) for index in judged],
+    )
+    shares = [wins[question] / count for question, count in pairs.items() if count]
     return float(np.mean(shares)) if shares else float("nan")
 
 

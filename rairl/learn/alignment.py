@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def reads_of(model: RewardModel, trace: Trace) -> list[int]:
-    """Character ends, in the trace's text, of the units that the reward reads."""
-    item = encode(model.tokenizer, [trace])[0]
-    tokens = read_tokens(item, trace, model.params.granularity, model.params.interval)
-    return [int(item.ends[token - item.prompt_tokens]) for token in tokens]
+def reads_of(model: RewardModel, traces: Sequence[Trace]) -> list[list[int]]:
+    """Per trace the character ends, in its text, of the units that the reward reads."""
+    ends = []
+    for item, trace in zip(encode(model.tokenizer, traces), traces, strict=True):
+        tokens = read_tokens(item, trace, model.params.granularity, model.params.interval)
+        ends.append([int(item.ends[token - item.prompt_tokens]) for token in tokens])
+    return ends
 
 
 def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray]:

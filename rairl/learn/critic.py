@@ -106,7 +106,7 @@ class Critic:
             return self.model.logits(reads)
         if self.policy is None:
             raise ValueError("reward.form 'airl' needs the policy: its discriminator is sigmoid(f - log pi)")
-        ends = [reads_of(self.model, trace) for trace in traces]
+        ends = reads_of(self.model, traces)
         logprobs = unit_logprobs(*self.policy, traces, ends, temperature=self.temperature)
         terms = self.model.terms(reads)
         return objectives.airl_logits(

@@ -125,9 +125,10 @@ class LearnedReward:
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
         by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
         flat = [values for group in by_group for values in group]
+        units = reads_of(self.model, batch.traces) if batch.traces else []
         return [
-            spread_reads(values, reads_of(self.model, trace), character_ends(batch.tokenizer, completion.ids))
-            for values, trace, completion in zip(flat, batch.traces, batch.completions, strict=True)
+            spread_reads(values, ends, character_ends(batch.tokenizer, completion.ids))
+            for values, ends, completion in zip(flat, units, batch.completions, strict=True)
         ], metrics
 
     def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
