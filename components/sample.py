@@ -14,6 +14,7 @@ def sample(
     sft_last: Input[Model],
     grpo: Input[Model],
     policy: Input[Model],
+    peer: Input[Model],
     candidates: Output[Dataset],
     metrics: Output[Metrics],
 ) -> None:
@@ -30,5 +31,6 @@ def sample(
         sft_last=sft_last,
         grpo=grpo,
         policy=policy,
+        peer=peer,
         candidates=candidates,
     )

@@ -54,6 +54,7 @@ def pipeline(params: dict) -> Outputs:
         sft_last=sft_task.outputs["last"],
         grpo=grpo_task.outputs["model"],
         policy=rairl_task.outputs["policy"],
+        peer=peer_task.outputs["model"],
     )
     candidates = sample_task.outputs["candidates"]
     posttrain_task = posttrain(params=params, data=data, candidates=candidates)
@@ -66,6 +67,7 @@ def pipeline(params: dict) -> Outputs:
         reward=reward,
         base=base_model,
         sft=sft_model,
+        peer=peer_task.outputs["model"],
         rerank_scores=scores,
     )
     audit_task = audit(

@@ -301,7 +301,7 @@ class Params(Section):
                 "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "
                 "use policy.train 'lora' or reward.backbone 'sft'"
             )
-        if self.reward.backbone == "peer" and self.base.source != "builtin":
+        if self.peer and self.base.source != "builtin":
             raise ValueError(
                 f"reward.backbone 'peer' is a second built-in model, but base.source is {self.base.source!r}; name "
                 "another model, by folder or hub id, as reward.backbone ('sft' shares the policy's blind spots)"
@@ -316,6 +316,11 @@ class Params(Section):
     def logged(self) -> bool:
         """True when the reward is learned from logged traces, with no policy in the loop."""
         return isinstance(self.dataset, LoggedDataset)
+
+    @property
+    def peer(self) -> bool:
+        """True when a second built-in model is made for the reward to read with."""
+        return self.reward.backbone == "peer"
 
     def digest(self) -> str:
         """Short hash of all parameters."""

@@ -216,7 +216,10 @@ def plan(params: Params, root: Path, log: Path) -> list[Task]:
     def add(name: str, inputs: dict[str, Path], needs: Sequence[str]) -> None:
         stage = name.split(".")[0]
         folders = frozenset(tasks[other].folder for other in needs)
-        parts = [name, _reads(stage, params), _code(stage), sorted(folder.name for folder in folders)]
+        reads = _reads(stage, params)
+        if name != stage:
+            reads.pop("reward.backbone")  # it decides only whether there is a part for the peer
+        parts = [name, reads, _code(stage), sorted(folder.name for folder in folders)]
         key = hashlib.sha256(json.dumps([*parts, files], sort_keys=True).encode()).hexdigest()[:16]
         tasks[name] = Task(name, params, inputs, root / "tasks" / name / key, folders, log)
 
@@ -228,8 +231,9 @@ def plan(params: Params, root: Path, log: Path) -> list[Task]:
             add(stage, inputs, [producer(path) for path in INPUTS[stage].values()])
             continue
         for policy, source in sources(params).items():
-            mine = {"data", source} | ({"base", "sft"} if policy in (*RANKED, "logged") else set())
-            named = {"data": inputs["data"], "model": inputs[source], "base": inputs["base"], "sft": inputs["sft"]}
+            readers = ("base", "sft", "peer")
+            mine = {"data", source, *(readers if policy in (*RANKED, "logged") else ())}
+            named = {"data": inputs["data"], "model": inputs[source], **{name: inputs[name] for name in readers}}
             add(f"sample.{policy}", named, [producer(INPUTS[stage][arg]) for arg in sorted(mine)])
         draws = {policy: tasks[f"sample.{policy}"] for policy in sources(params)}
         gathered = {policy: task.folder / "candidates" for policy, task in draws.items()}

@@ -101,7 +101,7 @@ def test_each_stage_depends_on_the_code_it_runs(stages: dict[str, Any], name: st
 def test_each_stage_depends_on_the_parameters_it_reads(stages: dict[str, Any], name: str) -> None:
     code = "\n".join((ROOT / path).read_text() for path in code_of(name))
     read = set(re.findall(r"\bparams\.(\w+)\b", code))
-    read = {"dataset" if key == "logged" else key for key in read} & (SECTIONS)
+    read = {{"logged": "dataset", "peer": "reward"}.get(key, key) for key in read} & (SECTIONS)
     if name == "report":
         assert stages[name]["params"] == [{"params.yaml": None}]  # it prints them all
         return

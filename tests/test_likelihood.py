@@ -41,6 +41,19 @@ def test_likelihoods_survive_the_disk_and_are_the_models_own(
     assert [pair.ratio.total for pair in same] == [0, 0]
 
 
+def test_a_peer_has_its_say_where_there_is_one(tiny_policy: Path, demos: list[Trace], tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()  # what the peer stage leaves when no peer is asked for
+    for peer in (tiny_policy, tmp_path / "none"):
+        pairs = likelihoods(demos[:2], sft=tiny_policy, base=tiny_policy, peer=peer)
+        write_likelihoods(tmp_path, "sft", "test", demos[:2], pairs)
+        for pair in read_likelihoods(tmp_path, "sft", "test", demos[:2]):
+            if peer == tiny_policy:
+                assert pair.peer is not None
+                assert pair.peer.total == pair.sft.total
+            else:
+                assert pair.peer is None
+
+
 def test_a_trace_without_likelihood_is_an_error(tmp_path: Path, demos: list[Trace]) -> None:
     with pytest.raises(RairlError, match=r"sft\.test\.likelihood\.json does not exist"):
         read_likelihoods(tmp_path, "sft", "test", demos)

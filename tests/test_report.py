@@ -76,11 +76,14 @@ def write_candidates(problem: Trace, policy: str, count: int) -> list[Trace]:
 
 def keep_candidates(traces: list[Trace], root: Path, policy: str, split: str) -> None:
     """Write candidates and their likelihoods as the sample stage does."""
-    pairs = likelihoods(traces, sft=root / "models/sft", base=root / "models/base")
+    pairs = likelihoods(traces, **{name: root / "models" / name for name in MODELS})
     meta = [{"logprob": pair.sft.total, "tokens": pair.sft.tokens, "finished": True} for pair in pairs]
     traces = [relabel(trace, meta=found) for trace, found in zip(traces, meta, strict=True)]
     write_traces(candidates_path(root / "candidates", policy, split), traces)
     write_likelihoods(root / "candidates", policy, split, traces, pairs)
+
+
+MODELS = ("sft", "base", "peer")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     (root / "data" / "card.json").write_text(json.dumps(card))
 
     tokenizer = train_tokenizer([trace.problem + trace.text for trace in splits["demos"]], params.base.vocab_size)
-    for seed, name in enumerate(("sft", "base")):
+    for seed, name in enumerate(MODELS):
         save_policy(root / "models" / name, new_model(params.base, tokenizer, max_tokens=512, seed=seed), tokenizer)
     model = new_reward(root / "models/sft", params.reward, seed=0).calibrated(aggregator="mean", threshold=-0.05)
     model.save_pretrained(root / "models/reward")
@@ -139,16 +142,25 @@ def test_the_agreed_names_are_all_there(finished):
             assert f"posttrain.{policy}.{figure}" in names
         for split in arithmetic.OUT_OF_RANGE:
             assert f"posttrain.{policy}.{split}.pass@1" in names
-    for pair in ("rairl-sft", "rairl-sft_last", "grpo-sft", "rairl-grpo"):
+    for pair in ("rairl-sft", "rairl-sft_last", "rairl-peer", "grpo-sft", "rairl-grpo"):
         for figure in ("pass@1", "process@1", "t0.5.pass@1"):
             assert {f"posttrain.{pair}.{figure}", f"posttrain.{pair}.{figure}.p"} <= names
     for prefix in ("rerank", "rerank.on_rairl", "rerank.ood_longer"):
-        for method in ("random", "reward", "majority", "logprob", "logprob_sum", "logratio", "logratio_sum", "shortest",
-                       "longest", "oracle", "n"):  # fmt: skip
+        for method in ("random", "reward", "majority", "logprob", "logprob_sum", "peer_logprob", "logratio",
+                       "logratio_sum", "shortest", "longest", "oracle", "n"):  # fmt: skip
             assert f"{prefix}.{method}" in names
         assert {f"{prefix}.reward-logratio", f"{prefix}.reward-logratio.p", f"{prefix}.auroc.logratio"} <= names
         assert {f"{prefix}.reward-majority", f"{prefix}.reward-majority.p", f"{prefix}.auroc.reward"} <= names
-    for method in ("reward", "logprob_drop", "logprob_change", "logratio_drop", "chance", "first", "longest"):
+    for method in (
+        "reward",
+        "logprob_drop",
+        "logprob_change",
+        "peer_drop",
+        "logratio_drop",
+        "chance",
+        "first",
+        "longest",
+    ):
         assert {f"localise.{method}.exact", f"localise.{method}.within1"} <= names
     assert {"localise.reward.f1", "localise.chance.f1", "localise.reward-chance.exact"} <= names
     for split in ("test", *arithmetic.OUT_OF_RANGE):
@@ -186,7 +198,7 @@ def test_the_report_holds_the_policies_updates_against_each_other(finished):
     [policies, *_] = tables(merge_metrics(finished.root / "metrics"))["training"]
     at = policies.columns.index("updates")
     assert {label: row[at] for label, row in policies.rows.items()} == {
-        "base": None, "SFT": "24", "SFT, last epoch": "24", "GRPO (sees the answers)": "3", "R-AIRL": "3",
+        "base": None, "SFT": "24", "SFT, last epoch": "24", "peer (SFT from another seed)": None, "GRPO (sees the answers)": "3", "R-AIRL": "3",
     }  # fmt: skip
     assert "pass@1, temperature 0.5" in policies.columns
 

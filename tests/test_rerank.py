@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rairl.errors import RairlError
+from rairl.evaluate.likelihood import Likelihood
 from rairl.evaluate.rerank import (
     accuracy_by_source,
     aggregate,
@@ -127,19 +128,28 @@ CANDIDATES = [
 ]
 
 
-def ratios(*totals, tokens=1):
-    return [LogProbs(np.zeros(0), np.zeros(0), total, tokens) for total in totals]
+def likelihoods(*totals, tokens=1, peer=None):
+    """As likely under SFT as these totals say, and certain under the base: the log-ratio is the total."""
+
+    def logprobs(total):
+        return LogProbs(np.zeros(0), np.zeros(0), total, tokens)
+
+    return [Likelihood(logprobs(total), logprobs(0.0), None if peer is None else logprobs(peer)) for total in totals]
 
 
 def test_baselines_by_hand(tmp_path):
-    over_base = [*ratios(6.0, tokens=6), *ratios(2.0, tokens=1), *ratios(1.0, tokens=1), *ratios(4.0, tokens=2)]
-    scores = baseline_scores(CANDIDATES, tmp_path / "f", over_base, {"m": 0.9, "w": 0.2})
+    found = [
+        *likelihoods(6.0, tokens=6, peer=-3.0), *likelihoods(2.0, peer=-1.0), *likelihoods(1.0, peer=-2.0),
+        *likelihoods(4.0, tokens=2, peer=-2.0),
+    ]  # fmt: skip
+    scores = baseline_scores(CANDIDATES, tmp_path / "f", found, {"m": 0.9, "w": 0.2})
     assert scores["logratio"] == [1, 2, 1, 2]
+    assert scores["peer_logprob"] == [-0.5, -1, -2, -1]
     table = expected_accuracy(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, [1, 2])
     means = {name: values[2].mean() for name, values in table.items()}
     assert means == {
         "reward": 1.0, "random": 0.5, "logprob": 1.0, "logprob_sum": 0.5, "shortest": 0.0, "longest": 1.0,
-        "oracle": 1.0, "model_name": 0.5, "majority": 0.5, "logratio": 0.5, "logratio_sum": 1.0,
+        "oracle": 1.0, "model_name": 0.5, "majority": 0.5, "logratio": 0.5, "logratio_sum": 1.0, "peer_logprob": 1.0,
     }  # fmt: skip
     assert all(values[1].mean() == 0.5 for values in table.values())
     figures = rerank_figures(table, ["a", "b"], 2, "rerank", draws=100, seed=0)
@@ -151,7 +161,7 @@ def test_baselines_by_hand(tmp_path):
     aurocs = auroc_figures(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, "rerank.auroc", draws=100, seed=0)
     assert {name: figure.value for name, figure in aurocs.items()} == {
         "rerank.auroc.reward": 1, "rerank.auroc.logprob": 1, "rerank.auroc.length": 1, "rerank.auroc.model_name": 0.5,
-        "rerank.auroc.logratio": 0.5,
+        "rerank.auroc.logratio": 0.5, "rerank.auroc.peer_logprob": 1,
     }  # fmt: skip
     assert figures["rerank.reward-logratio"].value == 0.5
 
@@ -168,7 +178,7 @@ def test_equal_answers_in_different_words_vote_together(tmp_path):
 def test_model_accuracy_comes_from_other_questions(tmp_path):
     assert accuracy_by_source(CANDIDATES) == {"m": 0.5, "w": 0.5}
     with pytest.raises(RairlError, match="trace 'a/1': source 'w' has no traces"):
-        baseline_scores(CANDIDATES, tmp_path / "f", ratios(0, 0, 0, 0), {"m": 0.9})
+        baseline_scores(CANDIDATES, tmp_path / "f", likelihoods(0, 0, 0, 0), {"m": 0.9})
 
 
 def test_a_question_with_too_few_candidates_is_named():
@@ -187,7 +197,7 @@ def test_reference_numbers_of_the_gsm8k_model_solutions(tmp_path):
             if isinstance(solution, dict):
                 text, right = solution["solution"], solution["is_correct"]
                 traces.append(candidate(str(number), name, text, right=right, answer=text[-1:], source=name))
-    scores = baseline_scores(traces, tmp_path / "f", ratios(*(0 for _ in traces)), accuracy_by_source(traces))
+    scores = baseline_scores(traces, tmp_path / "f", likelihoods(*(0 for _ in traces)), accuracy_by_source(traces))
     means = {name: values[4].mean() for name, values in expected_accuracy(traces, scores, [4]).items()}
     expected = {"random": 0.379, "shortest": 0.341, "longest": 0.394, "model_name": 0.563, "oracle": 0.672}
     assert {name: means[name] for name in expected} == pytest.approx(expected, abs=0.001)

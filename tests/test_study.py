@@ -94,7 +94,9 @@ def test_changes_leave_the_original_alone() -> None:
 
 # --- sharing ---------------------------------------------------------------------------------------------------------
 
-SHARED = {"prepare", "base", "sft", "peer", "grpo", "sample.base", "sample.sft", "sample.sft_last", "sample.grpo"}
+SHARED = {"prepare", "base", "sft", "peer", "grpo"} | {
+    f"sample.{policy}" for policy in ("base", "sft", "sft_last", "peer", "grpo")
+}
 OWN = {"rairl", "sample.rairl", "sample", "posttrain", "rerank", "localise", "audit"}
 
 
@@ -114,7 +116,14 @@ def test_variants_share_what_their_parameters_do_not_tell_apart(miniature: Param
     assert differing(miniature) == set()
     assert differing(miniature, reward__switch_labels=True) == OWN
     assert differing(miniature, guard__action="off") == OWN
-    assert differing(miniature, reward__backbone="sft") == OWN | {"peer"}
+    assert differing(miniature, reward__switch_labels=True, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
+    without = tasks_of(parse_params(changed(miniature.model_dump(), {"reward.backbone": "sft"})))
+    assert set(without) == (SHARED | OWN) - {"sample.peer"}
+    # What is ranked is read by the peer, too.
+    kept = {
+        name for name, task in tasks_of(miniature).items() if name in without and without[name].folder == task.folder
+    }
+    assert kept == SHARED - {"peer", "sample.peer", "sample.sft"}
     assert differing(miniature, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
     assert differing(miniature, sft__epochs=3) == (SHARED | OWN) - {"prepare", "base", "sample.base"}
     assert differing(miniature, rerank__n=2) == {"rerank", "localise", "audit"}

@@ -9,8 +9,8 @@ from pathlib import Path
 from rairl.errors import RairlError
 from rairl.traces import Trace, read_traces
 
-POLICIES = ("base", "sft", "sft_last", "grpo", "rairl")
-"""Policies compared by the evaluation, weakest start first."""
+POLICIES = ("base", "sft", "sft_last", "peer", "grpo", "rairl")
+"""Policies compared by the evaluation, weakest start first; the peer only where there is one."""
 
 
 def candidates_path(folder: Path, policy: str, split: str, how: str = "") -> Path:

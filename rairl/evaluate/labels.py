@@ -4,6 +4,7 @@ POLICY_LABELS = {
     "base": "base",
     "sft": "SFT",
     "sft_last": "SFT, last epoch",
+    "peer": "peer (SFT from another seed)",
     "grpo": "GRPO (sees the answers)",
     "rairl": "R-AIRL",
 }
@@ -13,6 +14,7 @@ SELECTOR_LABELS = {
     "majority": "majority vote",
     "logprob": "log-probability per token",
     "logprob_sum": "log-probability, sum",
+    "peer_logprob": "peer's log-probability per token",
     "logratio": "log-ratio SFT/base per token",
     "logratio_sum": "log-ratio SFT/base, sum",
     "shortest": "shortest",
@@ -26,6 +28,7 @@ LOCATOR_LABELS = {
     "logprob_drop": "SFT log-probability drop, per token",
     "logprob_sum": "SFT log-probability, sum over the step",
     "logprob_change": "SFT log-probability, fall from step to step",
+    "peer_drop": "peer's log-probability drop, per token",
     "logratio_drop": "log-ratio SFT/base drop, per token",
     "longest": "always the longest step",
     "first": "always the first step",

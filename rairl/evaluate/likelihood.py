@@ -1,9 +1,10 @@
-"""How likely the SFT and the base model find a trace, and the implicit reward in it that needs no adversary.
+"""How likely the SFT model, the base model and the peer find a trace, and the reward in that which needs no adversary.
 
 ``log pi_SFT - log pi_base`` is what supervised fine-tuning alone says in favour of a trace, a step or a token: the
 reward whose optimum under a KL penalty towards the base is the SFT policy (Rafailov et al. 2023, arXiv 2305.18290,
-equation 5; read as a process reward by Yuan et al. 2024, arXiv 2412.01981). Whatever the learned reward adds, it has to
-add to this.
+equation 5; read as a process reward by Yuan et al. 2024, arXiv 2412.01981). A second model that learned from the same
+demonstrations knows more: the policy is sure of its own mistakes, the peer is not. Whatever the learned reward adds, it
+has to add to these.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 
 class Likelihood(NamedTuple):
-    """Log-probabilities of one trace under two models, in nats."""
+    """Log-probabilities of one trace, in nats: under the SFT and the base model, and the peer where there is one."""
 
     sft: LogProbs
     base: LogProbs
+    peer: LogProbs | None = None
 
     @property
     def ratio(self) -> LogProbs:
@@ -36,21 +38,22 @@ class Likelihood(NamedTuple):
         return sft._replace(steps=steps, mean_steps=means, total=sft.total - base.total)
 
 
-def likelihoods(traces: Sequence[Trace], *, sft: Path, base: Path) -> list[Likelihood]:
-    """Likelihood of each trace under the models in two folders."""
+def likelihoods(traces: Sequence[Trace], *, sft: Path, base: Path, peer: Path | None = None) -> list[Likelihood]:
+    """Likelihood of each trace under the models in these folders; a folder of a peer that was not made is empty."""
     from rairl.models.policy import load_policy, step_logprobs
 
-    found = [step_logprobs(*load_policy(folder), traces, progress=True) for folder in (sft, base)]
+    folders = [sft, base, *([peer] if peer is not None and any(peer.iterdir()) else [])]
+    found = [step_logprobs(*load_policy(folder), traces, progress=True) for folder in folders]
     return [Likelihood(*pair) for pair in zip(*found, strict=True)]
 
 
 def write_likelihoods(
     folder: Path, policy: str, split: str, traces: Sequence[Trace], pairs: Sequence[Likelihood]
 ) -> None:
-    """Write ``<policy>.<split>.likelihood.json`` beside the candidates: ``{id: {<sft|base>: [steps, means per
+    """Write ``<policy>.<split>.likelihood.json`` beside the candidates: ``{id: {<sft|base|peer>: [steps, means per
     token, total, tokens]}}``."""
     rows = {
-        trace.id: {"sft": _plain(pair.sft), "base": _plain(pair.base)}
+        trace.id: {name: _plain(found) for name, found in pair._asdict().items() if found is not None}
         for trace, pair in zip(traces, pairs, strict=True)
     }
     likelihood_path(folder, policy, split).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")
@@ -65,7 +68,7 @@ def read_likelihoods(folder: Path, policy: str, split: str, traces: Sequence[Tra
     path = likelihood_path(folder, policy, split)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [Likelihood(_arrays(rows[trace.id]["sft"]), _arrays(rows[trace.id]["base"])) for trace in traces]
+        return [Likelihood(**{name: _arrays(row) for name, row in rows[trace.id].items()}) for trace in traces]
     except FileNotFoundError as error:
         raise RairlError(f"{path} does not exist; run the sample stage first") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:

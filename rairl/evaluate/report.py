@@ -143,6 +143,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
         "random": "chance",
         "majority": "a majority vote",
         "logprob": "the policy's own log-probability",
+        "peer_logprob": "the peer's plain log-probability",
         "logratio": "the log-ratio of SFT to base",
         "shortest": "taking the shortest",
         "longest": "taking the longest",
@@ -151,8 +152,8 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
     found = []
     for rival, words in rivals.items():
         name = f"rerank.reward-{rival}"
-        if name not in figures and rival == "model_name":
-            continue  # a pool of one policy's samples has no such baseline
+        if name not in figures and rival in ("model_name", "peer_logprob"):
+            continue  # a pool of one policy's samples has no such baseline, a run without a peer not the other
         difference = figures.get(name, NOTHING)
         sides = ("reward", "rerank.reward"), (SELECTOR_LABELS[rival], f"rerank.{rival}")
         found.append(
@@ -172,6 +173,7 @@ def _localise_claims(figures: Figures) -> list[Claim]:
     rivals = {
         "chance": "chance",
         "logprob_drop": "the SFT policy's log-probability drop",
+        "peer_drop": "the peer's plain log-probability drop",
         "logratio_drop": "the drop of the log-ratio of SFT to base",
         "longest": "naming the longest step",
         "first": "naming the first step",
@@ -179,6 +181,8 @@ def _localise_claims(figures: Figures) -> list[Claim]:
     found = []
     for rival, words in rivals.items():
         name = f"localise.reward-{rival}.exact"
+        if name not in figures and rival == "peer_drop":
+            continue  # a run without a peer
         difference = figures.get(name, NOTHING)
         sides = ("reward", "localise.reward.exact"), (LOCATOR_LABELS[rival], f"localise.{rival}.exact")
         found.append(

@@ -22,7 +22,7 @@ from rairl.stats import Estimate, bootstrap_mean, exact, paired_difference, pair
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
-    from rairl.models.policy import LogProbs
+    from rairl.evaluate.likelihood import Likelihood
 
 AGGREGATORS = ("last", "mean", "min")
 """How the reads of a trace become its score; chosen on dev, never on the candidates."""
@@ -132,19 +132,20 @@ def _require(size: int, n: int) -> None:
 def baseline_scores(
     traces: Sequence[Trace],
     path: Path,
-    ratios: Sequence[LogProbs],
+    pairs: Sequence[Likelihood],
     model_accuracy: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
     """Scores of the selectors that need no learned reward, one per candidate; the highest is picked.
 
     ``random`` scores all alike, ``oracle`` knows the truth (so its best-of-N is pass@N); lengths are characters.
-    ``logprob`` and ``logratio`` are means per token, ``logprob_sum`` and ``logratio_sum`` are totals; ``ratios`` has
-    the log-ratio of each candidate, SFT over base. ``model_name`` (only with ``model_accuracy``) knows nothing but
-    which model wrote the candidate.
+    ``logprob`` and ``logratio`` are means per token, ``logprob_sum`` and ``logratio_sum`` are totals; ``pairs`` has
+    the likelihoods of each candidate, and with a peer among them ``peer_logprob`` is its mean per token. ``model_name``
+    (only with ``model_accuracy``) knows nothing but which model wrote the candidate.
 
     Raises:
         RairlError: naming file and trace, for a missing log-probability or a source without a known accuracy.
     """
+    ratios = [pair.ratio for pair in pairs]
     scores = {
         "random": [0.0 for _ in traces],
         "logprob": [logprob(trace, path, mean=True) for trace in traces],
@@ -155,6 +156,9 @@ def baseline_scores(
         "longest": [float(len(trace.text)) for trace in traces],
         "oracle": [float(bool(trace.correct)) for trace in traces],
     }
+    peers = [pair.peer.total / pair.peer.tokens for pair in pairs if pair.peer is not None]
+    if peers:
+        scores["peer_logprob"] = peers
     if model_accuracy is not None:
         for trace in traces:
             if trace.source not in model_accuracy:
@@ -255,6 +259,6 @@ def auroc_figures(
         f"{prefix}.{'length' if name == 'longest' else name}": within_auroc(
             correct, scores[name], groups, draws=draws, seed=seed
         )
-        for name in ("reward", "logprob", "logratio", "longest", "model_name")
+        for name in ("reward", "logprob", "peer_logprob", "logratio", "longest", "model_name")
         if name in scores
     }

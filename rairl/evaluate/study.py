@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 STAGES = ("posttrain", "rerank", "localise", "audit")
 """The stages that say what lies behind their figures."""
 SELECTORS = {
-    name: SELECTOR_LABELS[name] for name in ("random", "majority", "logprob", "logratio", "shortest", "oracle")
+    name: SELECTOR_LABELS[name]
+    for name in ("random", "majority", "logprob", "peer_logprob", "logratio", "shortest", "oracle")
 }
-LOCATORS = {name: LOCATOR_LABELS[name] for name in ("chance", "logprob_drop", "logratio_drop", "last")}
+LOCATORS = {name: LOCATOR_LABELS[name] for name in ("chance", "logprob_drop", "peer_drop", "logratio_drop", "last")}
 """What the reward is held against, with its label; the oracle is a bound and no rival."""
 Key = tuple[str, str]
 """A variant and a figure's name."""
@@ -149,7 +150,8 @@ def closed(means: np.ndarray) -> np.ndarray:
 def _training(results: Results, order: Sequence[str]) -> Table:
     places = {"": ""} | {f"{label}.": f", temperature {label[1:]}" for label in temperatures(results, order[0])}
     rows: dict[str, list[Cell | str | None]] = {}
-    shown = [("SFT", order[0], "sft"), ("SFT, last epoch", order[0], "sft_last"), ("GRPO", order[0], "grpo")]
+    known = [("SFT", "sft"), ("SFT, last epoch", "sft_last"), ("peer", "peer"), ("GRPO", "grpo")]
+    shown = [(label, order[0], policy) for label, policy in known]
     for label, variant, policy in [*shown, *((_named("R-AIRL", name, order), name, "rairl") for name in order)]:
         if not results.has((variant, f"posttrain.{policy}.pass@1")):
             continue
@@ -356,7 +358,7 @@ def plot(results: Results, study: Study, path: Path) -> Path | None:
     order = [first, *(name for name in study.file.variants if name != first)]
     n = next(iter(study.runs.values())).rerank.n
     panels: dict[str, tuple[dict[str, Estimate], float | None]] = {}
-    policies = {"SFT": "sft", "SFT, last epoch": "sft_last", "GRPO": "grpo"}
+    policies = {"SFT": "sft", "SFT, last epoch": "sft_last", "peer": "peer", "GRPO": "grpo"}
     selectors = {label: f"rerank.{name}" for name, label in SELECTORS.items()}
     locators = {label: f"localise.{name}.exact" for name, label in LOCATORS.items()}
     for label, own, rivals, reference in (

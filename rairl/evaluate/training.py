@@ -13,7 +13,14 @@ from rairl.evaluate.candidates import by_question, meta_number, questions
 from rairl.stats import Estimate, bootstrap_mean, paired_difference, paired_permutation_p, pass_at_k
 from rairl.traces import Trace
 
-CONTRASTS = (("rairl", "sft"), ("rairl", "sft_last"), ("grpo", "sft"), ("rairl", "grpo"), ("sft", "base"))
+CONTRASTS = (
+    ("rairl", "sft"),
+    ("rairl", "sft_last"),
+    ("rairl", "peer"),
+    ("grpo", "sft"),
+    ("rairl", "grpo"),
+    ("sft", "base"),
+)
 """Pairs of policies that are compared on the same questions."""
 
 

@@ -56,12 +56,12 @@ INPUTS: dict[str, dict[str, str]] = {
     "rairl": {**_DATA, "base": "models/base", "sft": "models/sft", "peer": "models/peer"},
     "sample": {
         **_DATA, "base": "models/base", "sft": "models/sft", "sft_last": "models/sft_last", "grpo": "models/grpo",
-        "policy": "models/policy",
+        "policy": "models/policy", "peer": "models/peer",
     },
     "posttrain": {**_CANDIDATES},
     "rerank": {**_CANDIDATES, "reward": "models/reward"},
     "localise": {
-        **_CANDIDATES, "reward": "models/reward", "base": "models/base", "sft": "models/sft",
+        **_CANDIDATES, "reward": "models/reward", "base": "models/base", "sft": "models/sft", "peer": "models/peer",
         "rerank_scores": "scores/rerank",
     },
     "audit": {**_CANDIDATES, "reward": "models/reward", "sft": "models/sft", "rerank_scores": "scores/rerank"},

@@ -45,6 +45,7 @@ def localise(
     reward: Path,
     base: Path,
     sft: Path,
+    peer: Path,
     rerank_scores: Path,
     scores: Path,
     plots: Path,
@@ -74,7 +75,7 @@ def localise(
             pairs = read_likelihoods(candidates, policy, "test", _wrong(traces))
         else:
             reads = [read.steps for read in model.score(traces, progress=True)]
-            pairs = likelihoods(_wrong(traces), sft=sft, base=base)
+            pairs = likelihoods(_wrong(traces), sft=sft, base=base, peer=peer)
         found, hits = _figures(traces, reads, model.calibration, pairs, prefix, scores / f"{name}.json", params)
         _plot(found, prefix, plots / (f"{name}.png" if name == NATURAL else f"labelled_{name}.png"))
         figures |= found
@@ -122,6 +123,8 @@ def _figures(
     predictions: dict[str, list[int]] = {"reward": [guesses[row] for row in wrong]}
     for row, pair in zip(wrong, pairs, strict=True):
         others = logprob_predictions(pair.sft.steps, pair.sft.mean_steps, pair.ratio.mean_steps)
+        if pair.peer is not None:
+            others["peer_drop"] = int(pair.peer.mean_steps.argmin())
         others |= trivial_predictions(traces[row])
         for method, step in others.items():
             predictions.setdefault(method, []).append(step)
@@ -156,7 +159,11 @@ def _wrong(traces: list[Trace]) -> list[Trace]:
 
 def _plot(figures: dict[str, Estimate], prefix: str, path: Path) -> None:
     draw.forest(
-        {label: figures[f"{prefix}.{method}.exact"] for method, label in LOCATOR_LABELS.items()},
+        {
+            label: figures[f"{prefix}.{method}.exact"]
+            for method, label in LOCATOR_LABELS.items()
+            if f"{prefix}.{method}.exact" in figures
+        },
         path,
         label="exact first wrong step, given there is one",
         reference=figures[f"{prefix}.chance.exact"].value,

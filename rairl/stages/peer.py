@@ -36,7 +36,7 @@ def peer(params: Params, run: Run, *, data: Path, model: Path) -> dict[str, Esti
         ``peer.parameters`` and ``peer.dev_loss`` (nats per token) of the winning epoch; empty for any other
         reward.backbone.
     """
-    if params.reward.backbone != "peer":
+    if not params.peer:
         return {}
     from rairl.learn.checkpoints import checkpoint_folder, clear
     from rairl.models.policy import save_policy

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: Path) -> dict[str, Estimate]:
-    """Figures of base, SFT (best and last epoch), GRPO and R-AIRL, and their paired differences.
+    """Figures of base, SFT (best and last epoch), peer, GRPO and R-AIRL, and their paired differences.
 
     On ``test``: ``posttrain.<policy>.<pass@k|greedy|exact|process@1|format|length>``; on another split, or on ``test``
     at another temperature (``t0.5``), ``posttrain.<policy>.<place>.<pass@1|exact|process@1|format|length>``;
@@ -45,10 +45,11 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
     figures: dict[str, Estimate] = {"posttrain.updates": exact(params.policy.iterations)}
     behind: Table = {}
     others = [temperature_label(temperature) for temperature in params.sample.temperatures[1:]]
+    compared = [policy for policy in POLICIES if policy != "peer" or params.peer]
     for split, how in [*((split, "") for split in splits), *(("test", label) for label in others)]:
         place = how or ("" if split == "test" else split)
         policies = {}
-        for policy in POLICIES:
+        for policy in compared:
             path = candidates_path(candidates, policy, split, how)
             traces = read_candidates(path)
             require_answered(traces, data / f"{split}.jsonl", path)
@@ -64,13 +65,13 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
                 figures[f"{prefix}.greedy"] = greedy_figure(decodes, **sampling)
         figures |= compare(policies, place, **sampling)
     write_questions(plots, behind)
-    _plot(figures, splits, plots)
+    _plot(figures, compared, splits, plots)
     run.log_artifact(plots)
     return figures
 
 
-def _plot(figures: dict[str, Estimate], splits: list[str], plots: Path) -> None:
-    names = {policy: POLICY_LABELS[policy].removesuffix(" (sees the answers)") for policy in POLICIES}
+def _plot(figures: dict[str, Estimate], policies: list[str], splits: list[str], plots: Path) -> None:
+    names = {policy: POLICY_LABELS[policy].partition(" (")[0] for policy in policies}
     lines: dict[str, dict[int, Estimate]] = {label: {} for label in names.values()}
     for policy, label in names.items():
         stem = f"posttrain.{policy}.pass@"

@@ -56,8 +56,7 @@ def rerank(
         saved = scores / f"{policy}.{split}.json"
         write_scores(saved, traces, model.score(traces, progress=True), model.calibration)
         table = {"reward": read_scores(saved).scores(traces)}
-        ratios = [pair.ratio for pair in read_likelihoods(candidates, policy, split, traces)]
-        table |= baseline_scores(traces, path, ratios, model_accuracy)
+        table |= baseline_scores(traces, path, read_likelihoods(candidates, policy, split, traces), model_accuracy)
         accuracy = expected_accuracy(traces, table, ns)
         keys = list(by_question(traces))
         behind |= {
@@ -85,7 +84,7 @@ def contests(candidates: Path, *, logged: bool) -> list[tuple[str, str, str]]:
     return found if logged else [*found, ("rairl", "test", "rerank.on_rairl")]
 
 
-SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "logratio", "shortest", "random")
+SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "peer_logprob", "logratio", "shortest", "random")
 """Selectors drawn in the plots; the figures have them all."""
 
 

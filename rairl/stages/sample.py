@@ -16,7 +16,7 @@ from rairl.traces import Trace, read_traces, write_traces
 if TYPE_CHECKING:
     from rairl.tracking import Run
 
-SOURCES = {"base": "base", "sft": "sft", "sft_last": "sft_last", "grpo": "grpo", "rairl": "policy"}
+SOURCES = {"base": "base", "sft": "sft", "sft_last": "sft_last", "peer": "peer", "grpo": "grpo", "rairl": "policy"}
 """Policy to the input of the stage that holds it."""
 RANKED = {"sft": None, "rairl": ("test",)}
 """Policies whose candidates are ranked, and on which splits (None: all); these get likelihoods."""
@@ -32,13 +32,14 @@ def sample(
     sft_last: Path,
     grpo: Path,
     policy: Path,
+    peer: Path,
     candidates: Path,
 ) -> dict[str, Estimate]:
     """Write ``candidates/<policy>.<split>.jsonl`` (n samples a problem), ``<policy>.test.greedy.jsonl`` and, for every
     temperature but the first, ``<policy>.test.t<temperature>.jsonl`` (extra_n samples a problem).
 
     What is ranked later (the SFT policy's samples, and R-AIRL's on test) gets ``<policy>.<split>.likelihood.json``: its
-    likelihood under the SFT and the base model. Logged traces are not sampled; they get that file, and
+    likelihood under the SFT model, the base model and the peer. Logged traces are not sampled; they get that file, and
     log-probabilities.
 
     Args:
@@ -46,15 +47,16 @@ def sample(
         run: where the numbers of candidates go.
         data: the prepared splits.
         base, sft, sft_last, grpo, policy: folders of the five policies.
+        peer: folder of the peer, whose own answers show what the policy could have had from it; empty without one.
         candidates: folder to write.
 
     Returns:
         ``sample.<policy>.candidates`` for each policy.
     """
-    inputs = {"base": base, "sft": sft, "sft_last": sft_last, "grpo": grpo, "policy": policy}
+    inputs = {"base": base, "sft": sft, "sft_last": sft_last, "peer": peer, "grpo": grpo, "policy": policy}
     return {
         f"sample.{name}.candidates": exact(
-            draw(params, name, data=data, model=inputs[source], base=base, sft=sft, candidates=candidates)
+            draw(params, name, data=data, model=inputs[source], base=base, sft=sft, peer=peer, candidates=candidates)
         )
         for name, source in sources(params).items()
     }
@@ -62,10 +64,14 @@ def sample(
 
 def sources(params: Params) -> dict[str, str]:
     """Whose candidates the stage writes, and the input that holds the model they need."""
-    return {"logged": "sft"} if params.logged else SOURCES
+    if params.logged:
+        return {"logged": "sft"}
+    return {policy: source for policy, source in SOURCES.items() if policy != "peer" or params.peer}
 
 
-def draw(params: Params, name: str, *, data: Path, model: Path, base: Path, sft: Path, candidates: Path) -> int:
+def draw(
+    params: Params, name: str, *, data: Path, model: Path, base: Path, sft: Path, peer: Path, candidates: Path
+) -> int:
     """Write the files of one policy (see :func:`sample`), or of ``logged``; returns the number of samples.
 
     Args:
@@ -73,17 +79,17 @@ def draw(params: Params, name: str, *, data: Path, model: Path, base: Path, sft:
         name: of the policy.
         data: the prepared splits.
         model: the policy's folder.
-        base, sft: folders of the models that say how likely a trace is.
+        base, sft, peer: folders of the models that say how likely a trace is.
         candidates: folder to write.
     """
     candidates.mkdir(parents=True, exist_ok=True)
     if name == "logged":
-        return _annotate(data / "logged_test.jsonl", base, sft, candidates)
+        return _annotate(data / "logged_test.jsonl", base, sft, peer, candidates)
     splits = {path.stem: read_traces(path) for path in (data / "test.jsonl", *sorted(data.glob("ood_*.jsonl")))}
     written = _sample(params, name, model, splits, candidates)
     if name in RANKED:
         for split in RANKED[name] or splits:
-            pairs = likelihoods(written[split], sft=sft, base=base)
+            pairs = likelihoods(written[split], sft=sft, base=base, peer=peer)
             write_likelihoods(candidates, name, split, written[split], pairs)
     return sum(map(len, written.values()))
 
@@ -125,9 +131,9 @@ def _sample(
     return written
 
 
-def _annotate(logged: Path, base: Path, sft: Path, target: Path) -> int:
+def _annotate(logged: Path, base: Path, sft: Path, peer: Path, target: Path) -> int:
     traces = read_traces(logged)
-    pairs = likelihoods(traces, sft=sft, base=base)
+    pairs = likelihoods(traces, sft=sft, base=base, peer=peer)
     annotated = [
         replace(trace, meta={**trace.meta, "logprob": pair.sft.total, "tokens": pair.sft.tokens})
         for trace, pair in zip(traces, pairs, strict=True)
