@@ -198,7 +198,8 @@ def test_the_report_holds_the_policies_updates_against_each_other(finished):
     [policies, *_] = tables(merge_metrics(finished.root / "metrics"))["training"]
     at = policies.columns.index("updates")
     assert {label: row[at] for label, row in policies.rows.items()} == {
-        "base": None, "SFT": "24", "SFT, last epoch": "24", "peer (SFT from another seed)": None, "GRPO (sees the answers)": "3", "R-AIRL": "3",
+        "base": None, "SFT": "24", "SFT, last epoch": "24", "peer (SFT from another seed)": None,
+        "GRPO (sees the answers)": "3", "R-AIRL": "3",
     }  # fmt: skip
     assert "pass@1, temperature 0.5" in policies.columns
 
