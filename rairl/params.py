@@ -219,7 +219,9 @@ class SampleParams(Section):
         description="the first is the headline, and the only one that is reranked and localised; at the others the "
         "policies are compared on test"
     )
-    extra_n: PositiveInt = Field(description="samples per prompt at each of the other temperatures")
+    extra_n: PositiveInt = Field(
+        description="samples per prompt at each of the other temperatures, and where only pass@1 is measured"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> SampleParams:

@@ -164,7 +164,7 @@ def step_logprobs(
     tokenizer: PreTrainedTokenizerBase,
     traces: Sequence[Trace],
     *,
-    batch_tokens: int = 16384,
+    batch_tokens: int = 4096,
     progress: bool = False,
 ) -> list[LogProbs]:
     """Log-probability of every step (sum and mean per token, each ``(n_steps,)``) and of the whole completion."""

@@ -35,8 +35,9 @@ def sample(
     peer: Path,
     candidates: Path,
 ) -> dict[str, Estimate]:
-    """Write ``candidates/<policy>.<split>.jsonl`` (n samples a problem), ``<policy>.test.greedy.jsonl`` and, for every
-    temperature but the first, ``<policy>.test.t<temperature>.jsonl`` (extra_n samples a problem).
+    """Write ``candidates/<policy>.<split>.jsonl`` (n samples a problem; extra_n on an out-of-distribution split where
+    nothing is ranked), ``<policy>.test.greedy.jsonl`` and, for every temperature but the first,
+    ``<policy>.test.t<temperature>.jsonl`` (extra_n samples a problem).
 
     What is ranked later (the SFT policy's samples, and R-AIRL's on test) gets ``<policy>.<split>.likelihood.json``: its
     likelihood under the SFT model, the base model and the peer. Logged traces are not sampled; they get that file, and
@@ -94,6 +95,12 @@ def draw(
     return sum(map(len, written.values()))
 
 
+def samples(params: Params, name: str, split: str) -> int:
+    """Samples per problem at the headline temperature: what ranking needs, or fewer where only pass@1 is measured."""
+    ranked = name in RANKED and split in (RANKED[name] or (split,))
+    return params.sample.n if split == "test" or ranked else params.sample.extra_n
+
+
 def _sample(
     params: Params, name: str, model: Path, splits: dict[str, list[Trace]], target: Path
 ) -> dict[str, list[Trace]]:
@@ -124,7 +131,7 @@ def _sample(
 
     headline, *others = params.sample.temperatures
     bar = tqdm(splits, desc=f"sample {name}", unit="split")
-    written = {split: complete(split, "", params.sample.n, headline) for split in bar}
+    written = {split: complete(split, "", samples(params, name, split), headline) for split in bar}
     for temperature in others:
         complete("test", temperature_label(temperature), params.sample.extra_n, temperature)
     complete("test", "greedy", 1, 0.0)
