@@ -11,8 +11,10 @@ derives them one after the other, one step per statement::
 
 The *oracle* (:func:`first_error`) parses the problem's text back and re-derives every step, so it needs nothing but
 what the reader sees. The pre-training corpus (:func:`corpus`) is written by many authors, most of whom have systematic
-habits (read "fewer" as "more", go on with the number read last): a model trained on it is wrong *with confidence*, as a
-real language model is, and its wrong answers agree with one another. Experts have no such habits.
+habits (double where they should halve, go on with the number read last), and nearly all of whom share one
+misconception: those of one corpus add where "fewer" asks to subtract, those of another subtract where "more" asks to
+add. A model trained on it is wrong *with confidence*, as a real language model is, its wrong answers agree with one
+another, and a model of another corpus is wrong elsewhere. Experts have neither.
 """
 
 from __future__ import annotations
@@ -287,26 +289,33 @@ def build(params: ArithmeticDataset, seed: int) -> dict[str, list[Trace]]:
 
 # --- the pre-training corpus -----------------------------------------------------------------------------------------
 
+HABITS = ("times_as_more", "half_as_double", "carried_number")
 HABIT_RATE = 0.7
 """Probability that a careless author has a given habit."""
 CAREFUL_RATE = 0.15
 """Share of authors without any habit."""
+MISCONCEPTIONS = ("fewer_as_more", "more_as_fewer")
+"""What the authors of a corpus have in common: those of an even seed the first, those of an odd one the second."""
+MISCONCEPTION_RATE = 0.95
+"""Share of authors, careful ones included, with the misconception of their corpus. What they misread is so rarely read
+rightly that a model must learn it from the demonstrations, and it knows only part of it then."""
 
-
-HABITS = ("fewer_as_more", "times_as_more", "half_as_double", "carried_number")
 _MISREAD: dict[str, dict[str, tuple[str, int | None]]] = {
-    "fewer_as_more": {"fewer": ("more", None)},
     "times_as_more": {"times": ("more", None), "twice": ("more", 2)},
     "half_as_double": {"half": ("times", 2), "third": ("times", 3)},
+    "fewer_as_more": {"fewer": ("more", None)},
+    "more_as_fewer": {"more": ("fewer", None)},
 }
-"""Per habit: the kind that a statement is taken for, and the number that is used instead of its own."""
+"""Per habit, in the order in which they act: the kind that a statement is taken for, and the number that is used
+instead of its own."""
 
 
-def author(rng: random.Random) -> frozenset[str]:
-    """Draw an author: the set of habits they have."""
+def author(rng: random.Random, misconception: str) -> frozenset[str]:
+    """Draw an author: the set of habits they have, of which the corpus's ``misconception`` may be one."""
+    shared = frozenset([misconception] if rng.random() < MISCONCEPTION_RATE else [])
     if rng.random() < CAREFUL_RATE:
-        return frozenset()
-    return frozenset(habit for habit in HABITS if rng.random() < HABIT_RATE)
+        return shared
+    return shared | {habit for habit in HABITS if rng.random() < HABIT_RATE}
 
 
 def habitual_steps(problem: Problem, habits: frozenset[str]) -> tuple[list[str], int]:
@@ -316,8 +325,10 @@ def habitual_steps(problem: Problem, habits: frozenset[str]) -> tuple[list[str],
     before = 0  # the number that was read last
     for said in problem.statements:
         read = said
-        for habit in habits & _MISREAD.keys():
-            kind, number = _MISREAD[habit].get(said.kind, (read.kind, None))
+        for habit, misread in _MISREAD.items():
+            if habit not in habits:
+                continue
+            kind, number = misread.get(read.kind, (read.kind, None))
             read = replace(read, kind=kind, number=read.number if number is None else number)
         if said.number and before and "carried_number" in habits:
             read = replace(read, number=before)
@@ -330,11 +341,12 @@ def habitual_steps(problem: Problem, habits: frozenset[str]) -> tuple[list[str],
 
 
 def corpus(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
-    """``count`` pairs (problem, completion) by many authors, over all ranges and kinds.
+    """``count`` pairs (problem, completion) by many authors with one misconception, over all ranges and kinds.
 
     Problems in ``exclude`` are left out, so that the base model has never seen a problem of the splits.
     """
     rng = random.Random(f"arithmetic/{seed}/corpus")
+    misconception = MISCONCEPTIONS[seed % 2]
     ranges = [IN_RANGE] * 5 + list(OUT_OF_RANGE.values())
     made = 0
     while made < count:
@@ -342,6 +354,6 @@ def corpus(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> Iter
         text = render(problem)
         if text in exclude:
             continue
-        steps, answer = habitual_steps(problem, author(rng))
+        steps, answer = habitual_steps(problem, author(rng, misconception))
         made += 1
         yield text, completion(steps, answer)
