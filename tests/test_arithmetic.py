@@ -93,16 +93,19 @@ def test_authors_without_habits_write_what_experts_write(seed: int, allowed: a.R
 
 
 @pytest.mark.parametrize(
-    ("habit", "steps"),
+    ("habits", "steps"),
     [
         ("fewer_as_more", ["27 + 9 = 36", "2 * 36 = 72", "72 + 4 = 76"]),
+        ("more_as_fewer", ["27 - 9 = 18", "2 * 18 = 36", "36 - 4 = 32"]),
         ("times_as_more", ["27 - 9 = 18", "18 + 2 = 20", "20 + 4 = 24"]),
         ("half_as_double", ["27 - 9 = 18", "2 * 18 = 36", "36 + 4 = 40"]),
         ("carried_number", ["27 - 9 = 18", "9 * 18 = 162", "162 + 2 = 164"]),
+        # What was taken for "more" is subtracted by those who subtract wherever they read "more".
+        ("more_as_fewer times_as_more", ["27 - 9 = 18", "18 - 2 = 16", "16 - 4 = 12"]),
     ],
 )
-def test_each_habit_by_hand(habit: str, steps: list[str]) -> None:
-    written, _ = a.habitual_steps(PROBLEM, frozenset([habit]))
+def test_each_habit_by_hand(habits: str, steps: list[str]) -> None:
+    written, _ = a.habitual_steps(PROBLEM, frozenset(habits.split()))
     assert [step.split(" has ")[1].removesuffix(" coins.") for step in written] == steps
 
 
@@ -156,6 +159,18 @@ def test_corpus_never_holds_a_problem_of_the_splits() -> None:
     first = [problem for problem, _ in a.corpus(50, 0)]
     again = [problem for problem, _ in a.corpus(50, 0, frozenset(first))]
     assert not set(first) & set(again)
+
+
+@pytest.mark.parametrize(("seed", "sign", "other"), [(4, "-", "+"), (7, "+", "-")])
+def test_a_corpus_hardly_ever_reads_one_kind_rightly(seed: int, sign: str, other: str) -> None:
+    kind = {"-": "fewer", "+": "more"}
+    right = {"fewer": [], "more": []}
+    for text, written in a.corpus(400, seed):
+        for said, step in zip(a.parse(text).statements, written.splitlines()[1:], strict=False):
+            if said.kind in right:
+                right[said.kind].append(f" {'-' if said.kind == 'fewer' else '+'} " in step)
+    assert 0.01 < sum(right[kind[sign]]) / len(right[kind[sign]]) < 0.1
+    assert sum(right[kind[other]]) / len(right[kind[other]]) > 0.99
 
 
 def test_foreign_text_is_refused() -> None:

@@ -62,7 +62,9 @@ def write_candidates(problem: Trace, policy: str, count: int) -> list[Trace]:
     rng = random.Random(f"{policy}/{problem.id}")
     found = []
     for number in range(count):
-        steps, answer = arithmetic.habitual_steps(arithmetic.parse(problem.problem), arithmetic.author(rng))
+        steps, answer = arithmetic.habitual_steps(
+            arithmetic.parse(problem.problem), arithmetic.author(rng, "fewer_as_more")
+        )
         text = arithmetic.completion(steps, answer)
         found.append(
             Trace(

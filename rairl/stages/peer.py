@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rairl.tracking import Run
 
 SEED_OFFSET = 1_000_001
-"""Added to the seed: far beyond the seeds that people choose, so that no run's peer is another run's base model; odd, so
-that the built-in corpus has the other misconception (:data:`rairl.datasets.arithmetic.MISCONCEPTIONS`)."""
+"""Added to the seed: far beyond the seeds that people choose, so that no run's peer is another run's base model; and
+odd, so that the built-in corpus has the other misconception (:data:`rairl.datasets.arithmetic.MISCONCEPTIONS`)."""
 
 
 def peer(params: Params, run: Run, *, data: Path, model: Path) -> dict[str, Estimate]:
