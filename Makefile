@@ -30,10 +30,10 @@ study: setup ## every study of studies/ on five seeds, into runs/studies and doc
 	@rairl study studies/*.yaml --docs docs/results.md
 
 test: setup ## the tests, except the slow ones
-	@pytest -q -m "not slow"
+	@pytest -q -n auto --dist loadfile -m "not slow"
 
 test-all: setup ## every test
-	@pytest -q
+	@pytest -q -n auto --dist loadfile
 
 lint: setup ## style and types
 	@ruff check .
