@@ -44,7 +44,7 @@ ui: setup ## the MLflow page of all runs, on http://127.0.0.1:5000
 	@rairl ui
 
 kfp-local: setup ## the same stages as a Kubeflow pipeline, run on this machine
-	@python -m pipelines.run_local
+	@rairl pipeline run-local
 
 gsm8k-logged: setup ## learn a reward offline from logged GSM8K traces, into runs/gsm8k-logged
 	@rairl run --params presets/gsm8k-logged.yaml --dir runs/gsm8k-logged

@@ -6,6 +6,7 @@ without the learning stack. The package itself is in the image and is imported w
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from kfp import dsl
 
@@ -13,6 +14,6 @@ IMAGE = os.environ.get("RAIRL_IMAGE", "rairl-python:0.1.0")
 """Image of every task. Its tag stands for the code in kfp's cache keys, so a new build needs a new tag."""
 
 
-def component(function: Callable[..., None]) -> dsl.base_component.BaseComponent:
+def component(function: Callable[..., Any]) -> dsl.base_component.BaseComponent:
     """Make a lightweight component that runs in the project's image, where kfp is installed already."""
     return dsl.component(function, base_image=IMAGE, install_kfp_package=False)

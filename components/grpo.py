@@ -15,6 +15,6 @@ def grpo(
     metrics: Output[Metrics],
 ) -> None:
     """Train the outcome-reward baseline from the SFT policy."""
-    from rairl.stages import run_task
+    from rairl.task import run_task
 
     run_task("grpo", params, metrics, data=data, sft=sft, model=model, history=history)

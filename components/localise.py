@@ -20,7 +20,7 @@ def localise(
     metrics: Output[Metrics],
 ) -> None:
     """Measure how often the reward points at the first wrong step."""
-    from rairl.stages import run_task
+    from rairl.task import run_task
 
     run_task(
         "localise",

@@ -8,6 +8,6 @@ from components import component
 @component
 def peer(params: dict, data: Input[Dataset], model: Output[Model], metrics: Output[Metrics]) -> None:
     """Train a second model by the same recipe, for the reward to read with."""
-    from rairl.stages import run_task
+    from rairl.task import run_task
 
     run_task("peer", params, metrics, data=data, model=model)

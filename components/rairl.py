@@ -20,7 +20,7 @@ def rairl(
     metrics: Output[Metrics],
 ) -> None:
     """Learn the reward and the policy against each other."""
-    from rairl.stages import run_task
+    from rairl.task import run_task
 
     run_task(
         "rairl",

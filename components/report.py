@@ -1,6 +1,6 @@
 """The report stage as a Kubeflow component."""
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Output
 
 from components import component
 
@@ -32,9 +32,15 @@ def report(
     report: Output[Artifact],
     summary: Output[Artifact],
     metrics: Output[Metrics],
+    page: Output[HTML],
+    tables: Output[Markdown],
 ) -> None:
     """Write the report, its plots and the merged metrics."""
-    from rairl.stages import run_task
+    import shutil
+    from pathlib import Path
+
+    from rairl import views
+    from rairl.task import run_task
 
     metrics_dir = {
         "prepare": prepare_metrics,
@@ -67,3 +73,5 @@ def report(
         report=report,
         summary=summary,
     )
+    shutil.copyfile(Path(report.path) / "report.html", page.path)
+    Path(tables.path).write_text(views.tables(Path(summary.path)), encoding="utf-8")

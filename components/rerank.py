@@ -1,6 +1,6 @@
 """The rerank stage as a Kubeflow component."""
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
 from components import component
 
@@ -14,8 +14,15 @@ def rerank(
     scores: Output[Artifact],
     plots: Output[Artifact],
     metrics: Output[Metrics],
+    roc: Output[ClassificationMetrics],
 ) -> None:
     """Measure best-of-N selection by the reward against every baseline."""
-    from rairl.stages import run_task
+    from pathlib import Path
+
+    from rairl import views
+    from rairl.task import run_task
 
     run_task("rerank", params, metrics, data=data, candidates=candidates, reward=reward, scores=scores, plots=plots)
+    curve = views.roc(params, Path(candidates.path), Path(scores.path))
+    roc.log_roc_curve(*curve)
+    Path(roc.path).write_text(f"{len(curve[0])} points\n")  # kfp's local cache keeps a task whose outputs are all files

@@ -19,7 +19,7 @@ def sample(
     metrics: Output[Metrics],
 ) -> None:
     """Draw candidates from every policy."""
-    from rairl.stages import run_task
+    from rairl.task import run_task
 
     run_task(
         "sample",

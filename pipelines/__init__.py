@@ -1,1 +1,1 @@
-"""The stages as a Kubeflow pipeline: compile it, or run it on this machine."""
+"""The stages as a Kubeflow pipeline: compile it, run it on this machine, or submit it to a cluster."""

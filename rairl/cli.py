@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.cli import app as pipeline_app
 from rairl.errors import RairlError
 from rairl.params import load_params
 from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES, run_all, run_stage
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 stage_app = typer.Typer(no_args_is_help=True, help="Run one stage; its inputs and outputs have default places.")
 app.add_typer(stage_app, name="stage")
+app.add_typer(pipeline_app, name="pipeline")
 
 PARAMS = Annotated[Path, typer.Option("--params", help="parameter file")]
 FILE = Annotated[Path, typer.Argument(help="traces as JSON lines; see docs/own-candidates.md", metavar="FILE.jsonl")]
@@ -182,6 +184,22 @@ def summary(folder: Annotated[Path, typer.Option("--dir", help="folder of a fini
     Console().print(summary_table(json.loads(path.read_text(encoding="utf-8"))))
     here = "make ui" if folder == Path(".") else f"rairl ui --dir {folder}"
     print(f"report: {folder / 'report' / 'report.html'}\nMLflow: {here}")
+
+
+@app.command()
+def promote(
+    params: PARAMS = Path("params.yaml"),
+    folder: Annotated[Path, typer.Option("--dir", help="folder of the finished run")] = Path("."),
+) -> None:
+    """Make the run's best registered reward champion if it beats the present one on dev; the rairl stage does, too."""
+    from rairl.evaluate.calibrate import CRITERION
+    from rairl.tracking import data_tag
+    from rairl.tracking import promote as decide
+
+    card = folder / "data" / "card.json"
+    if not card.is_file():
+        raise RairlError(f"{card} does not exist; name the folder of a finished run with --dir")
+    print(decide([load_params(params)], data=data_tag(card), criterion=CRITERION, root=folder).text)
 
 
 @app.command()

@@ -7,7 +7,8 @@ and then, and what it has missed is delivered as soon as it answers. Metrics are
 Where the records go: ``MLFLOW_TRACKING_URI`` if set, else ``mlflow.db`` (sqlite) with the files under ``mlartifacts/``,
 both in the project's folder. MLflow stores the place of every artifact as an absolute path, so moving a project would
 send new artifacts to the old folder; opening the store from a new place therefore rewrites these paths first
-(:func:`relocate`).
+(:func:`relocate`). In a run of Kubeflow Pipelines, whose id is in ``RAIRL_KFP_RUN``, all stages share one parent that
+carries this id.
 
 MLflow is imported inside functions only: it takes over a second.
 """
@@ -25,16 +26,17 @@ import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rairl.errors import RairlError
 from rairl.params import Params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
     from mlflow.entities.model_registry import ModelVersion
 
     from rairl.stats import Estimate
@@ -78,7 +80,8 @@ class Run:
         self._tags = {
             "rairl.params": params.digest(),
             "rairl.commit": git_commit(root),
-            "rairl.data": file_digest(card)[:12] if card is not None and card.is_file() else "none",
+            "rairl.data": data_tag(card),
+            **_pipeline_tag(),
         }
         self._uri = tracking_uri(root)
         self._started = _now()
@@ -172,15 +175,22 @@ class Run:
     def promote_champion(self, criterion: str, *, higher_is_better: bool = True) -> None:
         """Give the best version of this pipeline run the alias ``champion``, by one of its registered metrics.
 
-        A present champion stays when it was chosen by the same criterion on the same data and is better; on a tie the
-        newer version takes over. Criterion and value become tags of the champion.
+        See :func:`promote` for when a present champion stays. Nothing happens where ``RAIRL_PROMOTE`` is ``no``: a
+        pipeline sets it whose last task decides, when all is measured.
 
         Args:
             criterion: a key of the ``metrics`` of :meth:`register_reward`.
             higher_is_better: whether larger values win.
         """
-        name = metric_name(criterion)
-        self._send("champion", lambda client: self._promote(client, name, 1 if higher_is_better else -1))
+        if os.environ.get("RAIRL_PROMOTE") == "no":
+            return
+        name = self._params.tracking.registered_model
+
+        def send(client: MlflowClient) -> None:
+            verdict = _crown(client, name, _versions(client, [self._params], self._tags), criterion, higher_is_better)
+            (logger.info if verdict.version else logger.warning)("%s", verdict.text)
+
+        self._send("champion", send)
 
     def _register(
         self, client: MlflowClient, folder: Path, step: int, scores: dict[str, float], labels: dict[str, str]
@@ -212,31 +222,6 @@ class Run:
         labels = {**labels, "rairl.parent": self.parent_id or ""}
         with _default_store(self._uri):
             client.create_model_version(name, f"models:/{model.model_id}", run_id, labels, model_id=model.model_id)
-
-    def _promote(self, client: MlflowClient, criterion: str, sign: int) -> None:
-        name = self._params.tracking.registered_model
-        versions = client.search_model_versions(f"name = '{name}' and tags.`rairl.parent` = '{self.parent_id}'")
-        scored = [version for version in versions if not math.isnan(_score(version, criterion))]
-        if not scored:
-            logger.warning("no registered version of this run has the metric %r, so none becomes champion", criterion)
-            return
-        best = max(scored, key=lambda version: (sign * _score(version, criterion), int(version.version)))
-        value = _score(best, criterion)
-        alias = client.get_registered_model(name).aliases.get(CHAMPION)
-        if alias is not None:
-            holder = client.get_model_version(name, str(alias))
-            held = _score(holder, criterion)
-            if _comparable(holder, self._tags["rairl.data"], criterion, sign) and sign * held > sign * value:
-                logger.info(
-                    "version %s of %s stays champion: its %s is %.4g, the best of this run has %.4g",
-                    alias, name, criterion, held, value,
-                )  # fmt: skip
-                return
-        client.set_model_version_tag(name, best.version, "champion.criterion", criterion)
-        client.set_model_version_tag(name, best.version, "champion.direction", "max" if sign > 0 else "min")
-        client.set_model_version_tag(name, best.version, "champion.value", repr(value))
-        client.set_registered_model_alias(name, CHAMPION, best.version)
-        logger.info("version %s of %s is champion: its %s is %.4g", best.version, name, criterion, value)
 
     def _send(self, what: str, operation: Callable[[MlflowClient], None]) -> None:
         self._queue_rows()
@@ -315,17 +300,14 @@ class Run:
         self.run_id = run.info.run_id
 
     def _parent(self, client: MlflowClient) -> str:
-        key = {**{name: self._tags[name] for name in ("rairl.params", "rairl.commit")}, "rairl.stage": "pipeline"}
-        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in key.items())
-
         def first() -> str | None:
-            runs = client.search_runs([self._experiment_id], query, max_results=100)
-            return min(((run.info.start_time, run.info.run_id) for run in runs), default=(0, None))[1]
+            return _oldest(client, self._experiment_id, _parent_key(self._tags))
 
         found = first()
         if found is None:
-            tags = {**_context("pipeline", key["rairl.commit"]), **key}
-            title = f"{self._params.dataset.name}-{key['rairl.params']}"
+            known = {name: self._tags[name] for name in ("rairl.params", "rairl.commit")}
+            tags = {**_context("pipeline", known["rairl.commit"]), **known, **_parent_key(self._tags)}
+            title = f"{self._params.dataset.name}-{known['rairl.params']}"
             made = client.create_run(self._experiment_id, self._started, tags, run_name=title).info.run_id
             found = first() or made
             if found != made:  # a stage that started at the same moment was first
@@ -402,6 +384,159 @@ def stage_run(
         run._close("FAILED", error)
         raise
     run._close("FINISHED")
+
+
+class Verdict(NamedTuple):
+    """What became of a candidate for the alias ``champion``."""
+
+    promoted: bool
+    version: str
+    """The candidate; empty when no version of the run has the criterion."""
+    value: float
+    """The candidate's."""
+    text: str
+
+
+def promote(
+    variants: Sequence[Params], *, data: str, criterion: str, higher_is_better: bool = True, root: Path = Path(".")
+) -> Verdict:
+    """Give the alias ``champion`` to the best registered reward of some runs, if it beats the present champion.
+
+    The present champion stays when it was chosen by the same criterion on the same data and is better; on a tie the
+    newer version takes over. Criterion and value become tags of the champion. Two calls at the same moment may see the
+    same champion: let one task of a pipeline decide, after all others.
+
+    Args:
+        variants: the parameters of the runs; their versions compete.
+        data: :func:`data_tag` of what they learned from.
+        criterion: a key of the ``metrics`` of :meth:`Run.register_reward`.
+        higher_is_better: whether larger values win.
+        root: the project's folder, home of the default store.
+
+    Raises:
+        RairlError: when MLflow can't be reached, or has no version of these runs.
+    """
+    uri = tracking_uri(root)
+    name = variants[0].tracking.registered_model
+    tags = {"rairl.commit": git_commit(root), "rairl.data": data}
+    try:
+        with _quiet():
+            client = _connect(uri)
+            verdict = _crown(client, name, _versions(client, variants, tags), criterion, higher_is_better)
+    except Exception as error:  # MLflow and its stores raise anything
+        raise RairlError(f"MLflow at {uri} does not answer ({_reason(error)}); the champion is as it was") from error
+    if not verdict.version:
+        raise RairlError(
+            f"{verdict.text}; MLflow at {uri} holds none with these parameters, this commit and this data: run the "
+            "stage rairl with that store"
+        )
+    return verdict
+
+
+def _versions(client: MlflowClient, variants: Sequence[Params], tags: Mapping[str, str]) -> list[ModelVersion]:
+    """The registered rewards of runs: same parameters (of one of them), commit and data."""
+    found: list[ModelVersion] = []
+    for params in variants:
+        wanted = {"rairl.params": params.digest(), **{key: tags[key] for key in ("rairl.commit", "rairl.data")}}
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+        found += client.search_model_versions(f"name = '{params.tracking.registered_model}' and {query}")
+    return found
+
+
+def _crown(
+    client: MlflowClient, name: str, versions: Sequence[ModelVersion], criterion: str, higher_is_better: bool
+) -> Verdict:
+    criterion, sign = metric_name(criterion), 1 if higher_is_better else -1
+    scored = [version for version in versions if not math.isnan(_score(version, criterion))]
+    if not scored:
+        text = f"no registered version of this run has the metric {criterion!r}, so none becomes champion"
+        return Verdict(False, "", math.nan, text)
+    best = max(scored, key=lambda version: (sign * _score(version, criterion), int(version.version)))
+    value = _score(best, criterion)
+    alias = client.get_registered_model(name).aliases.get(CHAMPION)
+    if alias is not None and str(alias) != str(best.version):
+        holder = client.get_model_version(name, str(alias))
+        held = _score(holder, criterion)
+        if _comparable(holder, best.tags.get("rairl.data", "none"), criterion, sign) and sign * held > sign * value:
+            text = (
+                f"version {alias} of {name} stays champion: its {criterion} is {held:.4g}, the best of this run, "
+                f"version {best.version}, has {value:.4g}"
+            )
+            return Verdict(False, str(best.version), value, text)
+    client.set_model_version_tag(name, best.version, "champion.criterion", criterion)
+    client.set_model_version_tag(name, best.version, "champion.direction", "max" if sign > 0 else "min")
+    client.set_model_version_tag(name, best.version, "champion.value", repr(value))
+    client.set_registered_model_alias(name, CHAMPION, best.version)
+    text = f"version {best.version} of {name} is champion: its {criterion} is {value:.4g}"
+    return Verdict(True, str(best.version), value, text)
+
+
+def run_links(stage: str, params: Params, root: Path = Path(".")) -> dict[str, str]:
+    """Ids of the newest tracking run of a stage and of its parent, to be kept with a task's figures; {} without any."""
+    tags = {"rairl.params": params.digest(), "rairl.commit": git_commit(root), "rairl.stage": stage, **_pipeline_tag()}
+    try:
+        with _quiet():
+            client = _connect(tracking_uri(root))
+            experiment = client.get_experiment_by_name(params.tracking.experiment)
+            runs = _search(client, experiment.experiment_id, tags) if experiment else []
+    except Exception as error:  # the figures matter more than the way to them
+        logger.warning("the tracking run of %s can't be named: %s", stage, _reason(error))
+        return {}
+    newest = max(runs, key=lambda run: run.info.start_time, default=None)
+    if newest is None:
+        return {}
+    parent = newest.data.tags["mlflow.parentRunId"]
+    return {"mlflow.tracking_uri": tracking_uri(root), "mlflow.run_id": newest.info.run_id, "mlflow.parent_id": parent}
+
+
+def close_pipeline(params: Params, *, status: str, error: str = "", root: Path = Path(".")) -> None:
+    """Settle the status of a pipeline's run: of stages side by side, the last to end has left its own there.
+
+    Args:
+        params: of the pipeline.
+        status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+        error: becomes the tag ``rairl.error``.
+        root: the project's folder, home of the default store.
+    """
+    tags = {"rairl.params": params.digest(), "rairl.commit": git_commit(root), **_pipeline_tag()}
+    try:
+        with _quiet():
+            client = _connect(tracking_uri(root))
+            experiment = client.get_experiment_by_name(params.tracking.experiment)
+            found = _oldest(client, experiment.experiment_id, _parent_key(tags)) if experiment else None
+            if found is not None:
+                if error:
+                    client.set_tag(found, "rairl.error", error[:500])
+                client.set_terminated(found, status)
+    except Exception as problem:  # the pipeline has ended in any case
+        logger.warning("MLflow at %s did not take the end of the run: %s", tracking_uri(root), _reason(problem))
+
+
+def _pipeline_tag() -> dict[str, str]:
+    """The run of Kubeflow Pipelines that this process is a task of, if any."""
+    run = os.environ.get("RAIRL_KFP_RUN")
+    return {"rairl.kfp_run": run} if run else {}
+
+
+def _parent_key(tags: Mapping[str, str]) -> dict[str, str]:
+    """What tells a pipeline's run: the run of Kubeflow Pipelines, else parameters and commit."""
+    names = ("rairl.kfp_run",) if "rairl.kfp_run" in tags else ("rairl.params", "rairl.commit")
+    return {**{name: tags[name] for name in names}, "rairl.stage": "pipeline"}
+
+
+def _search(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> list[MlflowRun]:
+    query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    return list(client.search_runs([experiment_id], query, max_results=100))
+
+
+def _oldest(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> str | None:
+    runs = _search(client, experiment_id, tags)
+    return min(((run.info.start_time, run.info.run_id) for run in runs), default=(0, None))[1]
+
+
+def data_tag(card: Path | None) -> str:
+    """Twelve digits of the data card's hash; ``none`` without a card."""
+    return file_digest(card)[:12] if card is not None and card.is_file() else "none"
 
 
 def tracking_uri(root: Path = Path(".")) -> str:

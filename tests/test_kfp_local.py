@@ -1,14 +1,15 @@
-"""The Kubeflow pipeline, run on this machine, gives the figures of ``dvc repro`` for the same parameters and seed."""
+"""The Kubeflow pipeline, run on this machine: the figures of ``dvc repro``, the fan-out, and the end."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import in_environment
+from conftest import ROOT, in_environment
 
 from rairl.stages import STAGES
 
@@ -16,7 +17,7 @@ from rairl.stages import STAGES
 def test_the_same_figures_as_dvc(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes((finished / "params.yaml").read_bytes())
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.run_local"],
+        [sys.executable, "-m", "rairl", "pipeline", "run-local"],
         cwd=tmp_path,
         env=in_environment(finished),
         capture_output=True,
@@ -38,3 +39,82 @@ def test_the_same_figures_as_dvc(finished: Path, tmp_path: Path) -> None:
     }
     assert (Path(results["report"]) / "report.html").exists()
     assert (Path(results["reward"]) / "reward.json").exists()
+    [page] = tmp_path.glob("local_outputs/*/*/report/page")
+    assert page.read_text() == (Path(results["report"]) / "report.html").read_text()
+    [tables] = tmp_path.glob("local_outputs/*/*/report/tables")
+    assert f"{theirs['posttrain.sft.pass@1']['value']:.3f}" in tables.read_text()
+    [verdict] = tmp_path.glob("local_outputs/*/register/verdict")
+    assert "of rairl-reward is champion: its dev/score is" in verdict.read_text()
+
+
+STANDINS = """
+# Stands in for what the tasks do, so that the pipeline's own doing is seen: each stage writes down what it was given.
+import json, sys
+from pathlib import Path
+
+if any("executor_main" in word for word in sys.orig_argv):
+    import rairl.task, rairl.views
+
+    def run_task(name, params, metrics, **artifacts):
+        known = {"seed": params["seed"], "granularity": params["reward"]["granularity"]}
+        from rairl.stages import OUTPUTS
+        for arg in OUTPUTS[name]:
+            target = Path(metrics.path if arg == "metrics" else artifacts[arg].path)
+            target.mkdir() if (name, arg) == ("report", "report") else target.write_text(json.dumps(known))
+        if name == "report":
+            (Path(artifacts["report"].path) / "report.html").write_text("page")
+            given = {arg: str(it.path) for arg, it in artifacts.items() if arg.startswith("rairl")}
+            histories = json.loads(Path(given["rairl_history"]).read_text())
+            assert histories == known, "another variant's history"
+
+    def register(variants, data):
+        from rairl.tracking import Verdict
+        return Verdict(True, "1", 0.5, json.dumps([[it["seed"], it["reward"]["granularity"]] for it in variants]))
+
+    def finish(params, *, experiment, tracking_uri, state, error):
+        Path("finished").write_text(json.dumps([state, experiment]))
+
+    rairl.task.run_task, rairl.task.register, rairl.task.finish = run_task, register, finish
+    rairl.views.tables = lambda summary: summary.read_text()
+    rairl.views.roc = lambda *_: ([], [], [])
+"""
+
+
+def with_standins(folder: Path) -> dict[str, str]:
+    (folder / "standins").mkdir()
+    (folder / "standins" / "sitecustomize.py").write_text(STANDINS)
+    return {**os.environ, "PYTHONPATH": f"{folder / 'standins'}{os.pathsep}{ROOT}"}
+
+
+def test_every_variant_is_run_measured_and_reported_and_one_task_decides(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rairl", "pipeline", "run-local", "--params", str(ROOT / "tests/miniature.yaml")]
+    fan = ["--seed", "3", "--seed", "4", "--granularity", "dense"]
+    done = subprocess.run([*command, *fan], cwd=tmp_path, env=with_standins(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    summaries = [line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("summary: ")]
+    expected = [{"seed": seed, "granularity": "dense"} for seed in (3, 4)]
+    assert [json.loads(Path(path).read_text()) for path in summaries] == expected
+    for name in STAGES[: STAGES.index("rairl")]:  # what all variants share is done once, with the parameters' own seed
+        [metrics] = tmp_path.glob(f"local_outputs/*/{name}/metrics")
+        assert json.loads(metrics.read_text()) == {"seed": 0, "granularity": "step"}
+    [verdict] = tmp_path.glob("local_outputs/*/register/verdict")
+    assert json.loads(verdict.read_text()) == [[3, "dense"], [4, "dense"]]
+
+
+FAILING = """
+from kfp import local
+from pipelines.pipeline import cluster_pipeline
+
+local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root="outputs", enable_caching=False)
+cluster_pipeline(lambda task, name: None)(params={"seed": "none"}, experiment="mine")
+"""
+
+
+def test_wrong_parameters_end_the_pipeline_at_once_and_the_exit_handler_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING], cwd=tmp_path, env=with_standins(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "key 'dataset' is missing" in done.stdout + done.stderr
+    assert not list(tmp_path.glob("outputs/*/prepare"))
+    assert json.loads((tmp_path / "finished").read_text()) == ["FAILED", "mine"]

@@ -7,7 +7,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,9 +23,7 @@ from rairl.stages import (
     producer,
     run_all,
     run_stage,
-    run_task,
     stage_paths,
-    whole_numbers,
     write_figures,
 )
 from rairl.stats import Estimate, exact
@@ -92,15 +90,6 @@ def test_figures_are_written_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
 
 
-def test_whole_numbers_come_back_from_a_pipelines_dict() -> None:
-    given = {"seed": 3.0, "lr": 0.5, "flag": True, "name": "1.0", "list": [1.0, {"n": 2.0}]}
-    back = whole_numbers(given)
-    assert back == {"seed": 3, "lr": 0.5, "flag": True, "name": "1.0", "list": [1, {"n": 2}]}
-    assert isinstance(back["seed"], int)
-    assert isinstance(back["list"][1]["n"], int)
-    assert back["flag"] is True
-
-
 # --- the runner, with a stage of the test's own in place of a real one ------------------------------------------------
 
 
@@ -158,24 +147,6 @@ def test_a_stage_that_fails_leaves_what_was_there(
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["old"]
     assert not (tmp_path / "metrics/prepare.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "metrics"]
-
-
-def test_a_task_hands_paths_and_figures_over(tmp_path: Path, miniature: Params, stage: Any) -> None:
-    seen: dict[str, Any] = {}
-
-    def prepare(params: Params, run: Any, *, data: Path) -> dict[str, Estimate]:
-        seen.update(params=params, data=data.name)
-        data.mkdir()
-        return {"rows": exact(5)}
-
-    stage(prepare)
-    logged: dict[str, float] = {}
-    metrics = SimpleNamespace(path=str(tmp_path / "metrics"), log_metric=logged.__setitem__)
-    values = json.loads(json.dumps(miniature.model_dump()), parse_int=float)
-    run_task("prepare", values, metrics, data=SimpleNamespace(path=str(tmp_path / "data")))
-    assert seen == {"params": miniature, "data": "data"}
-    assert logged["rows"] == 5.0
-    assert set(json.loads((tmp_path / "metrics").read_text())) == set(logged)
 
 
 def test_a_whole_run_resumes_after_the_last_finished_stage(

@@ -21,7 +21,21 @@ import pytest
 from rairl.errors import RairlError
 from rairl.params import Params
 from rairl.stats import Estimate
-from rairl.tracking import NullRun, Run, file_digest, flatten, git_commit, metric_name, stage_run, tracking_uri
+from rairl.tracking import (
+    NullRun,
+    Run,
+    Verdict,
+    close_pipeline,
+    data_tag,
+    file_digest,
+    flatten,
+    git_commit,
+    metric_name,
+    promote,
+    run_links,
+    stage_run,
+    tracking_uri,
+)
 
 NAMES = [name for name, _ in inspect.getmembers(Run, inspect.isfunction) if not name.startswith("_")]
 
@@ -314,7 +328,8 @@ def test_the_best_by_a_dev_criterion_is_champion(
     assert tags["champion.value"] == "0.6"
     assert pipeline(1, [0.5]) == "2"
     assert (
-        "version 2 of rairl-reward stays champion: its dev.hit_at_1 is 0.6, the best of this run has 0.5" in caplog.text
+        "version 2 of rairl-reward stays champion: its dev.hit_at_1 is 0.6, the best of this run, version 4, has 0.5"
+        in caplog.text
     )
     assert pipeline(2, [0.6]) == "5"  # a tie: the newer
     card.write_text("other data")
@@ -488,3 +503,100 @@ def test_a_server_killed_mid_run_loses_nothing_once_it_is_back(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["loss"] == 0.5
     assert champion(client) == "1"
+
+
+# --- a run of Kubeflow Pipelines ------------------------------------------------------------------------------------
+
+
+def test_stages_of_one_kubeflow_run_share_a_parent_that_carries_its_id(
+    client, track, project: Path, miniature: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAIRL_KFP_RUN", "run-1")
+    with track("prepare"):
+        pass
+    variant = other(miniature, seed=3)
+    with track("rairl", variant):
+        pass
+    [parent], children = runs_of(client)
+    assert parent.data.tags["rairl.kfp_run"] == "run-1"
+    assert {child.data.tags["mlflow.parentRunId"] for child in children.values()} == {parent.info.run_id}
+    assert children["rairl"].data.tags["rairl.kfp_run"] == "run-1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
+    links = run_links("rairl", variant, project)
+    assert (links["mlflow.run_id"], links["mlflow.parent_id"]) == (children["rairl"].info.run_id, parent.info.run_id)
+    assert links["mlflow.tracking_uri"] == f"sqlite:///{project / 'mlflow.db'}"
+    assert run_links("sft", variant, project) == {}
+    monkeypatch.setenv("RAIRL_KFP_RUN", "run-2")
+    with track("prepare"):
+        pass
+    assert len(runs_of(client)[0]) == 2
+    close_pipeline(miniature, status="FAILED", error="no node", root=project)
+    ended = {run.data.tags["rairl.kfp_run"]: run for run in runs_of(client)[0]}
+    assert (ended["run-1"].info.status, ended["run-2"].info.status) == ("FINISHED", "FAILED")
+    assert ended["run-2"].data.tags["rairl.error"] == "no node"
+
+
+def test_without_mlflow_a_task_has_no_links_and_the_end_is_only_a_warning(
+    project: Path, miniature: Params, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert run_links("sft", miniature, project) == {}
+    close_pipeline(miniature, status="FINISHED", root=project)
+    assert "did not take the end of the run" in caplog.text
+    with pytest.raises(RairlError, match=r"does not answer .* the champion is as it was"):
+        promote([miniature], data="none", criterion="dev", root=project)
+
+
+def test_a_gate_lets_variants_compete_and_keeps_a_better_champion(
+    client, track, project: Path, miniature: Params, card: Path, reward: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learn(seed: int, score: float) -> Params:
+        variant = other(miniature, seed=seed)
+        with track(params=variant, card=card) as run:
+            run.register_reward(reward, 1, {"dev/score": score})
+            run.promote_champion("dev/score")
+        return variant
+
+    def gate(*params: Params) -> Verdict:
+        return promote(params, data=data_tag(card), criterion="dev/score", root=project)
+
+    monkeypatch.setenv("RAIRL_PROMOTE", "no")
+    first, second = learn(0, 0.4), learn(1, 0.6)
+    assert "champion" not in client.get_registered_model("rairl-reward").aliases
+    verdict = gate(first, second)
+    assert (verdict.promoted, verdict.version, verdict.value) == (True, "2", 0.6)
+    assert champion(client) == "2"
+    assert gate(first, second).promoted  # the same call again changes nothing
+    worse = gate(learn(2, 0.5))
+    assert (worse.promoted, worse.version) == (False, "3")
+    assert "version 2 of rairl-reward stays champion" in worse.text
+    assert champion(client) == "2"
+    assert gate(learn(3, 0.7)).promoted and champion(client) == "4"
+    with pytest.raises(RairlError, match="holds none with these parameters"):
+        gate(other(miniature, seed=9))
+    monkeypatch.delenv("RAIRL_PROMOTE")
+    learn(4, 0.8)  # without a pipeline around it the stage decides itself
+    assert champion(client) == "5"
+
+
+def test_the_command_line_promotes(
+    client, track, project: Path, miniature: Params, reward: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+    from typer.testing import CliRunner
+
+    from rairl.cli import app
+
+    (project / "data").mkdir()
+    (project / "data" / "card.json").write_text("{}")
+    (project / "params.yaml").write_text(yaml.safe_dump(miniature.model_dump()))
+    monkeypatch.setenv("RAIRL_PROMOTE", "no")
+    with track(card=project / "data" / "card.json") as run:
+        run.register_reward(reward, 1, {"dev/score": 0.5})
+    words = ["promote", "--params", str(project / "params.yaml"), "--dir", str(project)]
+    done = CliRunner().invoke(app, words)
+    assert done.output == "version 1 of rairl-reward is champion: its dev/score is 0.5\n"
+    assert champion(client) == "1"
+    (project / "data" / "card.json").unlink()
+    assert "name the folder of a finished run" in str(CliRunner().invoke(app, words).exception)

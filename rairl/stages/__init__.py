@@ -12,17 +12,16 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rairl.errors import RairlError
-from rairl.params import Params, parse_params
+from rairl.params import Params
 
 if TYPE_CHECKING:
     from rairl.stats import Estimate
@@ -233,31 +232,6 @@ def write_figures(path: Path, figures: Mapping[str, Estimate]) -> None:
     draft.replace(path)
 
 
-def run_task(name: str, params: Mapping[str, Any], metrics: Any, **artifacts: Any) -> None:
-    """Run a stage as a pipeline task: the body of every Kubeflow component.
-
-    Args:
-        name: one of :data:`STAGES`.
-        params: all parameters as a dict. A pipeline's dict comes back with every number as a float; whole ones are
-            made integers again before the parameters are validated.
-        metrics: the task's metrics artifact (``path``, ``log_metric``).
-        artifacts: per path argument an artifact with a ``path``; ``metrics_dir`` instead is a dict that maps the
-            name of a stage to its metrics artifact.
-    """
-    gathered = artifacts.pop("metrics_dir", None)
-    paths = {arg: Path(artifact.path) for arg, artifact in artifacts.items()}
-    with tempfile.TemporaryDirectory() as scratch:
-        if gathered is not None:
-            for stage, artifact in gathered.items():
-                shutil.copyfile(artifact.path, Path(scratch) / f"{stage}.json")
-            paths["metrics_dir"] = Path(scratch)
-        figures = run_stage(
-            name, parse_params(whole_numbers(params), source="params"), metrics=Path(metrics.path), **paths
-        )
-    for key, figure in figures.items():
-        metrics.log_metric(key, figure.value)
-
-
 def run_all(
     params: Params, *, root: Path = Path("."), fresh: bool = False, announce: Callable[[str], None] = lambda line: None
 ) -> None:
@@ -313,12 +287,3 @@ def _digest_files(files: Sequence[Path], root: Path) -> str:
         digest.update(f"{os.path.relpath(path, root)}\n{path.stat().st_size}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def whole_numbers(value: Any) -> Any:
-    """``value`` with every float that is a whole number made an int, inside dicts and lists too."""
-    if isinstance(value, Mapping):
-        return {key: whole_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [whole_numbers(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
