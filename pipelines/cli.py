@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -94,13 +95,14 @@ def submit(
         package = file or Path(scratch) / "rairl.yaml"
         if file is None:
             compile_pipeline(package, cluster)
-        run_id = server.submit(
-            package,
-            values,
-            name=name,
-            experiment=experiment or known.tracking.experiment,
-            service_account=service_account,
-        )
+        with redirect_stdout(sys.stderr):  # kfp's client prints; the id alone is for scripts
+            run_id = server.submit(
+                package,
+                values,
+                name=name,
+                experiment=experiment or known.tracking.experiment,
+                service_account=service_account,
+            )
     print(run_id)
     print(f"its page: {server.page(run_id)}\nits state: rairl pipeline status {run_id}", file=sys.stderr)
 
