@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro study test test-all lint ui kfp-local gsm8k-logged lock clean
+.PHONY: help setup repro study test test-all lint ui kfp-local image-test gsm8k-logged lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ ui: setup ## the MLflow page of all runs, on http://127.0.0.1:5000
 
 kfp-local: setup ## the same stages as a Kubeflow pipeline, run on this machine
 	@rairl pipeline run-local
+
+image-test: setup ## build the image and run the pipeline in its containers; BUILD has options for docker build
+	@python scripts/image_test.py -- $(BUILD)
 
 gsm8k-logged: setup ## learn a reward offline from logged GSM8K traces, into runs/gsm8k-logged
 	@rairl run --params presets/gsm8k-logged.yaml --dir runs/gsm8k-logged

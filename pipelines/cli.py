@@ -29,6 +29,8 @@ SEEDS = Annotated[
 GRANULARITIES = Annotated[
     list[str] | None, typer.Option("--granularity", help="of the reward; several give a run each, with every seed")
 ]
+EXPERIMENT = Annotated[str, typer.Option(help="of MLflow (and Kubeflow); by default that of the parameters")]
+TRACKING_URI = Annotated[str, typer.Option(help="address of MLflow as the tasks see it")]
 ENDPOINT = Annotated[str, typer.Option("--endpoint", envvar="KFP_ENDPOINT", help="address of Kubeflow Pipelines")]
 TOKEN_FILE = Annotated[Path | None, typer.Option("--token-file", help="file with a bearer token for the endpoint")]
 NAMESPACE = Annotated[str | None, typer.Option("--namespace", help="of a multi-user installation")]
@@ -57,11 +59,20 @@ def run_local_(
     root: Annotated[Path, typer.Option("--root", help="folder of the tasks' outputs")] = Path("local_outputs"),
     seeds: SEEDS = None,
     granularities: GRANULARITIES = None,
+    experiment: EXPERIMENT = "",
+    tracking_uri: TRACKING_URI = "",
 ) -> None:
     """Run the pipeline on this machine; what has not changed comes from kfp's cache."""
     from pipelines.run import run_local
 
-    found = run_local(load_params(params), root, seeds=seeds or (), granularities=granularities or ())
+    found = run_local(
+        load_params(params),
+        root,
+        seeds=seeds or (),
+        granularities=granularities or (),
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+    )
     for name, paths in found.items():
         for path in paths:
             typer.echo(f"{name}: {path}")  # kfp replaces print by one that indents, and its threads may leave it so
@@ -76,8 +87,8 @@ def submit(
     file: Annotated[Path | None, typer.Option("--file", help="submit this compiled pipeline instead")] = None,
     seeds: SEEDS = None,
     granularities: GRANULARITIES = None,
-    experiment: Annotated[str, typer.Option(help="of MLflow and Kubeflow; by default that of the parameters")] = "",
-    tracking_uri: Annotated[str, typer.Option(help="address of MLflow as the tasks see it")] = "",
+    experiment: EXPERIMENT = "",
+    tracking_uri: TRACKING_URI = "",
     name: Annotated[str, typer.Option(help="of the run")] = "rairl",
     token_file: TOKEN_FILE = None,
     namespace: NAMESPACE = None,

@@ -57,6 +57,8 @@ def run_local(
     *,
     seeds: Sequence[int] = (),
     granularities: Sequence[str] = (),
+    experiment: str = "",
+    tracking_uri: str = "",
     runner: Callable[[Any], Any] | None = None,
 ) -> dict[str, list[Path]]:
     """Run every stage under ``root``, each task in a process of its own.
@@ -68,6 +70,8 @@ def run_local(
         root: folder of the tasks' outputs.
         seeds: of the rairl stage; see :func:`rairl.task.variants`.
         granularities: of the reward.
+        experiment: of MLflow; empty for that of the parameters.
+        tracking_uri: of MLflow; empty for MLFLOW_TRACKING_URI, else a file in the working directory.
         runner: makes another of kfp's runners, given the module ``kfp.local``.
 
     Returns:
@@ -82,5 +86,5 @@ def run_local(
 
     chosen = runner(local) if runner else local.SubprocessRunner(use_venv=False)
     local.init(runner=chosen, pipeline_root=str(root.resolve()), enable_caching=True)
-    done = local_pipeline()(**arguments(params, seeds, granularities))
+    done = local_pipeline()(**arguments(params, seeds, granularities, experiment, tracking_uri))
     return {name: [Path(artifact.path) for artifact in done.outputs[name]] for name in Outputs._fields}
