@@ -94,6 +94,7 @@ def train_in_job(
     job = job_name(name, params)
     folder = Path(settings["shared"]) / "jobs" / job
     there = {arg: folder / arg for arg in paths}
+    folder.mkdir(parents=True, exist_ok=True)
     for arg in INPUTS[name]:
         _copy(paths[arg], there[arg])
     (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump()), encoding="utf-8")

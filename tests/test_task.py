@@ -162,29 +162,36 @@ def test_a_training_stage_goes_where_its_environment_says(
     ]  # fmt: skip
 
 
-def test_a_launch_starts_two_processes_of_the_stage(
+BOTH = """
+import sys
+from pathlib import Path
+import yaml
+from rairl.learn.distributed import gather, world
+rank, size = world()
+params = yaml.safe_load(Path(sys.argv[1]).read_text())
+Path(f"rank{rank}").write_text(f"{size} {gather([rank])} seed {params['seed']}")
+"""
+
+
+def test_a_launch_starts_two_processes_that_find_each_other(
     tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stage that only the first process does: what is seen here is the launching, not the learning."""
+    """With another program in the place of the stage: tests/test_distributed.py has the learning."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    task.launch(
-        "prepare",
-        read_params(values)[0],
-        {"data": tmp_path / "out" / "data", "metrics": tmp_path / "out" / "metrics"},
-        ACCELERATE / "cpu-2.yaml",
-    )
-    assert (tmp_path / "out" / "data" / "demos.jsonl").is_file()
-    assert "time.prepare" in json.loads((tmp_path / "out" / "metrics").read_text())
-    with pytest.raises(RairlError, match="does not exist"):
-        task.launch("prepare", read_params(values)[0], {}, ACCELERATE / "gpu-9.yaml")
+    (tmp_path / "both.py").write_text(BOTH)
+    monkeypatch.setattr(task, "stage_command", lambda name, file, paths: ["both", str(file)])
+    task.launch("sft", read_params(values)[0], {}, ACCELERATE / "cpu-2.yaml")
+    assert {path.name: path.read_text() for path in tmp_path.glob("rank*")} == {
+        "rank0": "2 [0, 1] seed 0", "rank1": "2 [0, 1] seed 0",
+    }  # fmt: skip
 
 
 def test_a_failed_launch_is_an_error(tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(task, "stage_command", lambda name, file, paths: ["no_such_module"])
     with pytest.raises(RairlError, match="stage sft under accelerate ended with code"):
-        task.launch("sft", read_params(values)[0], {"data": tmp_path / "none"}, ACCELERATE / "cpu-2.yaml")
+        task.launch("sft", read_params(values)[0], {}, ACCELERATE / "gpu-1.yaml")
+    with pytest.raises(RairlError, match=r"gpu-9\.yaml does not exist"):
+        task.launch("sft", read_params(values)[0], {}, ACCELERATE / "gpu-9.yaml")
 
 
 # --- the tasks around the stages --------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rairl.errors import RairlError
+
 if TYPE_CHECKING:
     from accelerate import PartialState
 
@@ -38,6 +40,12 @@ def world() -> tuple[int, int]:
 def _state() -> PartialState:
     from accelerate import PartialState
 
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise RairlError(
+                f"accelerate is configured for {name}, but every process of rairl holds all the weights; "
+                "use configs/accelerate/gpu-8.yaml"
+            )
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
     atexit.register(state.destroy_process_group)  # a process that leaves with gloo's threads alive may abort
     return state

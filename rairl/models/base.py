@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from rairl.errors import RairlError
 from rairl.params import BaseParams
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -47,6 +49,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return fast
 
 
+def gpu() -> torch.device | None:
+    """This process's GPU, if the machine has any."""
+    import torch
+
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else None
+
+
+def placed(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on this process's GPU, where there is one; all that is computed from it follows it there."""
+    device = gpu()
+    return model if device is None else model.to(device)
+
+
 def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seed: int) -> PreTrainedModel:
     """A Llama with random weights."""
     import torch
@@ -68,7 +83,7 @@ def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tok
         # The library's 0.02 suits widths of thousands; at this width attention would start flat and stay there long.
         initializer_range=params.hidden_size**-0.5,
     )
-    return LlamaForCausalLM(config)
+    return placed(LlamaForCausalLM(config))
 
 
 def load_source(key: str, source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -98,7 +113,7 @@ def load_source(key: str, source: str, revision: str | None) -> tuple[PreTrained
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
-    return model.eval(), tokenizer
+    return placed(model.eval()), tokenizer
 
 
 def longest(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:

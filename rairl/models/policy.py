@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, merged, twin
+from rairl.models.base import placed
 from rairl.params import PolicyParams
 from rairl.traces import Trace
 
@@ -34,7 +35,7 @@ def load_policy(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     if not (Path(folder) / "config.json").is_file():
         raise RairlError(f"{folder} holds no model (config.json is missing); run the stage that makes it")
     model = AutoModelForCausalLM.from_pretrained(folder)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return placed(model.eval()), AutoTokenizer.from_pretrained(folder)
 
 
 def quiet() -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
+from rairl.models.base import placed
 from rairl.models.policy import Encoded, batches_by_length, encode, load_policy, pad, quiet, token_at
 from rairl.params import Granularity, RewardParams
 from rairl.traces import Trace
@@ -164,6 +165,7 @@ class RewardModel(nn.Module):
             for layer in self.head:
                 if isinstance(layer, nn.Linear):
                     nn.utils.parametrizations.spectral_norm(layer)
+        self.head.to(backbone.device)
         self.backbone.requires_grad_(params.train == "full")
 
     def train(self, mode: bool = True) -> RewardModel:
@@ -371,11 +373,11 @@ class RewardModel(nn.Module):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         calibration = Calibration(**card["calibration"])
         if params.head == "linear":
-            whole = AutoModelForTokenClassification.from_pretrained(folder)
+            whole = placed(AutoModelForTokenClassification.from_pretrained(folder))
             model = cls(whole.base_model, tokenizer, params, calibration)
             model.head = nn.Sequential(whole.score)  # in use as it is: normalised twice, its last digits could differ
         else:
-            backbone = AutoModelForCausalLM.from_pretrained(folder)
+            backbone = placed(AutoModelForCausalLM.from_pretrained(folder))
             adapter = load_lora(twin(backbone), folder / "adapter") if params.train == "lora" else None
             model = cls(backbone, tokenizer, params, calibration, adapter)
             model.head.load_state_dict(load_file(folder / "head.safetensors"))
