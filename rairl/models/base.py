@@ -105,7 +105,7 @@ def load_source(key: str, source: str, revision: str | None) -> tuple[PreTrained
             f"set {key.split('.')[0]}.revision to the commit to pin"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, revision=None if local else revision)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=None if local else revision, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision)
     except (OSError, ValueError) as error:
         raise RairlError(f"{key} {source!r} can't be loaded: {error}") from error

@@ -34,7 +34,7 @@ def load_policy(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     quiet()
     if not (Path(folder) / "config.json").is_file():
         raise RairlError(f"{folder} holds no model (config.json is missing); run the stage that makes it")
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
     return placed(model.eval()), AutoTokenizer.from_pretrained(folder)
 
 

@@ -373,11 +373,11 @@ class RewardModel(nn.Module):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         calibration = Calibration(**card["calibration"])
         if params.head == "linear":
-            whole = placed(AutoModelForTokenClassification.from_pretrained(folder))
+            whole = placed(AutoModelForTokenClassification.from_pretrained(folder, use_safetensors=True))
             model = cls(whole.base_model, tokenizer, params, calibration)
             model.head = nn.Sequential(whole.score)  # in use as it is: normalised twice, its last digits could differ
         else:
-            backbone = placed(AutoModelForCausalLM.from_pretrained(folder))
+            backbone = placed(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True))
             adapter = load_lora(twin(backbone), folder / "adapter") if params.train == "lora" else None
             model = cls(backbone, tokenizer, params, calibration, adapter)
             model.head.load_state_dict(load_file(folder / "head.safetensors"))
