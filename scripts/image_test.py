@@ -87,7 +87,8 @@ def pipeline(image: str, folder: Path, uri: str) -> dict[str, list[Path]]:
     from rairl.params import load_params
 
     def runner(local: Any) -> Any:
-        return local.DockerRunner(network_mode="host")  # for MLflow on this machine; nothing else is asked
+        # The network is for MLflow on this machine, nothing else is asked. Of such small models more threads only wait.
+        return local.DockerRunner(network_mode="host", environment={"OMP_NUM_THREADS": "1"})
 
     start = time.monotonic()
     found = run_local(load_params(ROOT / "tests/miniature.yaml"), folder, runner=runner, tracking_uri=uri)
