@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,9 +38,12 @@ class Cluster(ThreadingHTTPServer):
         known = {it["name"]: it["value"] for it in trainer["env"] if "value" in it}
         rendezvous = {"PET_NNODES": "1", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": "0"}
         command = [*trainer["command"], *trainer["args"]]
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # torchrun of this environment
 
         def work() -> None:
-            done = subprocess.run(command, env={**os.environ, **known, **rendezvous}, capture_output=True, text=True)
+            done = subprocess.run(
+                command, env={**os.environ, "PATH": path, **known, **rendezvous}, capture_output=True, text=True
+            )
             message = (done.stderr.strip().splitlines() or [""])[-1]
             kind, reason = ("Complete", "JobsCompleted") if done.returncode == 0 else ("Failed", "JobsFailed")
             job["status"] = {
