@@ -53,7 +53,7 @@ def test_models_go_to_the_gpu_of_their_process(
         new_reward(tiny_policy, it, seed=0).save_pretrained(tmp_path / head)
     _, tokenizer = load_policy(tiny_policy)
     with monkeypatch.context() as patch:
-        patch.setattr("rairl.models.base.gpu", lambda: torch.device("meta"))
+        patch.setattr("rairl.models.policy.gpu", lambda: torch.device("meta"))
         models = [
             load_policy(tiny_policy)[0],
             load_source("base.source", str(tiny_policy), None)[0],
@@ -66,7 +66,7 @@ def test_models_go_to_the_gpu_of_their_process(
 
 
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rairl.models.base import gpu
+    from rairl.models.policy import gpu
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ from rairl.errors import RairlError
 from rairl.params import BaseParams
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -49,23 +47,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return fast
 
 
-def gpu() -> torch.device | None:
-    """This process's GPU, if the machine has any."""
-    import torch
-
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else None
-
-
-def placed(model: PreTrainedModel) -> PreTrainedModel:
-    """The model on this process's GPU, where there is one; all that is computed from it follows it there."""
-    device = gpu()
-    return model if device is None else model.to(device)
-
-
 def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seed: int) -> PreTrainedModel:
     """A Llama with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from rairl.models.policy import placed
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -97,6 +84,8 @@ def load_source(key: str, source: str, revision: str | None) -> tuple[PreTrained
         RairlError: when the source can't be loaded, or a hub id has no pinned revision.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rairl.models.policy import placed
 
     local = Path(source).is_dir()
     if not local and revision is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,22 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, merged, twin
-from rairl.models.base import placed
 from rairl.params import PolicyParams
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def gpu() -> torch.device | None:
+    """This process's GPU, if the machine has any."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else None
+
+
+def placed(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on this process's GPU, where there is one; all that is computed from it follows it there."""
+    device = gpu()
+    return model if device is None else model.to(device)
 
 
 def load_policy(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
-from rairl.models.base import placed
-from rairl.models.policy import Encoded, batches_by_length, encode, load_policy, pad, quiet, token_at
+from rairl.models.policy import Encoded, batches_by_length, encode, load_policy, pad, placed, quiet, token_at
 from rairl.params import Granularity, RewardParams
 from rairl.traces import Trace
 
