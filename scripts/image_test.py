@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def free_port() -> int:
 @contextmanager
 def server(command: list[str], url: str, seconds: float = 120) -> Iterator[None]:
     """A server while it is needed, from the moment that it answers."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, start_new_session=True, **quiet)  # with its workers, to be ended together
     try:
         end = time.monotonic() + seconds
         while True:
@@ -76,8 +78,11 @@ def server(command: list[str], url: str, seconds: float = 120) -> Iterator[None]
                 time.sleep(1)
         yield
     finally:
-        process.terminate()
-        process.wait()
+        for way in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, way)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
 
 
 def pipeline(image: str, folder: Path, uri: str) -> dict[str, list[Path]]:
@@ -100,7 +105,8 @@ def serve(image: str, reward: str, uri: str) -> None:
     """Serve the champion from the registry and ask it."""
     port = free_port()
     name = f"rairl-serve-{port}"
-    command = ["docker", "run", "--rm", "--name", name, "--network", "host", "-e", f"MLFLOW_TRACKING_URI={uri}", image]
+    run = ["docker", "run", "--rm", "--init", "--name", name, "--network", "host"]
+    command = [*run, "-e", f"MLFLOW_TRACKING_URI={uri}", image]
     words = ["mlflow", "models", "serve", "-m", reward, "--env-manager", "local", "--port", str(port)]
     start = time.monotonic()
     try:
@@ -111,10 +117,10 @@ def serve(image: str, reward: str, uri: str) -> None:
             )
             with urllib.request.urlopen(request, timeout=60) as reply:
                 [verdict] = json.loads(reply.read())["predictions"]
+            print(f"served {time.monotonic() - start:.0f} s after its start", flush=True)
     finally:
         subprocess.run(["docker", "rm", "-f", name], capture_output=True)
     assert len(verdict["step_scores"]) == 1, verdict
-    print(f"served in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def main() -> None:
