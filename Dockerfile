@@ -1,6 +1,6 @@
 # The image of every pipeline task, of the command line and of serving:
 #   docker build --build-arg COMMIT=$(git rev-parse HEAD) -t registry.example/rairl-python:0.1.0 .
-# It holds torch for CPUs. For NVIDIA GPUs add --build-arg TORCH_INDEX=https://pypi.org/simple, whose torch brings CUDA.
+# It holds torch for CPUs. For NVIDIA GPUs add --build-arg TORCH_INDEX= (no index beside the default one, whose torch brings CUDA).
 # To hold the base to one build: --build-arg BASE=python:3.11.14-slim-bookworm@sha256:...
 ARG BASE=python:3.11.14-slim-bookworm
 
