@@ -10,8 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rairl.evaluate.calibrate import CRITERION, Dev, dev_scores, make_dev, parting, preference, within_question
-from rairl.models.reward import Scores, new_reward
+from rairl.evaluate.calibrate import (
+    CRITERION,
+    Dev,
+    dev_scores,
+    make_dev,
+    parting,
+    preference,
+    selection,
+    within_question,
+)
+from rairl.evaluate.rerank import AGGREGATORS
+from rairl.models.reward import Calibration, Scores, new_reward
 from rairl.params import Params
 from rairl.traces import Trace, locate_steps
 
@@ -35,7 +45,27 @@ def test_dev_needs_no_answers_and_calibrates(tiny_policy: Path, miniature: Param
     assert all(dev.experts[at].problem == bad.problem for at, bad in zip(dev.corrupted_of, dev.corrupted, strict=True))
     scores, calibration = dev_scores(new_reward(tiny_policy, miniature.reward, seed=0), dev)
     assert scores[CRITERION] == scores["dev/prefers_corrupted"] and "dev/auroc" not in scores
-    assert calibration.threshold is not None and calibration.aggregator in ("last", "mean", "min")
+    assert calibration.threshold is not None and calibration.aggregator in AGGREGATORS
+    assert calibration.selector == "max" and calibration.slope is None, "without rollouts nothing decides"
+
+
+@pytest.mark.parametrize(
+    ("scores", "selector", "temperature"),
+    [([3, 1, 1], "max", 0.25), ([1, 1, 3], "vote", 4.0), ([2, 2, 2.5], "vote", 1.0)],
+)
+def test_rollouts_choose_the_selector_and_its_temperature(scores, selector, temperature) -> None:
+    """Two right rollouts and a wrong one: with the wrong one on top only a vote that is warm enough overrules it,
+    exp(-2/T) + exp(-2/T) > 1 from T = 2.9 on, for a gap of .5 from T = .72 on."""
+    rollouts = [
+        replace(EXPERT, id=f"r{k}", answer=answer, correct=answer == "51", group="q")
+        for k, answer in enumerate(["51", "51", "17"])
+    ]
+    found = selection(rollouts, {"min": scores, "mean": [3, 2, 1]}, Calibration(aggregator="min"))
+    assert (found.selector, found.aggregator) == (selector, "min")
+    assert found.temperatures == {"min": temperature, "mean": 0.25}
+    assert found.base == pytest.approx(2 / 3)
+    assert found.slope is not None and (found.slope > 0) == (selector == "max"), "0 where the scores run backwards"
+    assert selection([replace(EXPERT, correct=None)], {"min": [1.0]}, Calibration()) == Calibration()
 
 
 # --- natural errors --------------------------------------------------------------------------------------------------

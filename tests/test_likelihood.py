@@ -16,12 +16,13 @@ from rairl.traces import Trace
 
 
 def test_the_ratio_by_hand() -> None:
-    sft = LogProbs(np.array([-1.0, -4.0]), np.array([-0.5, -2.0]), -6.0, 5)
-    base = LogProbs(np.array([-3.0, -2.0]), np.array([-1.5, -1.0]), -8.5, 5)
+    sft = LogProbs(np.array([-1.0, -4.0]), np.array([-0.5, -2.0]), -6.0, 5, np.array([0.1, 0.2]), 0.15)
+    base = LogProbs(np.array([-3.0, -2.0]), np.array([-1.5, -1.0]), -8.5, 5, np.array([0.3, 0.4]), 0.35)
     ratio = Likelihood(sft, base).ratio
     np.testing.assert_allclose(ratio.steps, [2.0, -2.0])
     np.testing.assert_allclose(ratio.mean_steps, [1.0, -1.0])
     assert (ratio.total, ratio.tokens) == (2.5, 5)
+    assert ratio.entropy == 0.15, "the policy's own"
 
 
 def test_likelihoods_survive_the_disk_and_are_the_models_own(
@@ -35,6 +36,8 @@ def test_likelihoods_survive_the_disk_and_are_the_models_own(
     expected = step_logprobs(*load_policy(tiny_policy), demos)[3]
     assert back[0].sft.total == pytest.approx(expected.total, abs=1e-3)
     np.testing.assert_allclose(back[0].sft.mean_steps, expected.mean_steps, atol=1e-3)
+    np.testing.assert_allclose(back[0].sft.entropies, expected.entropies, atol=1e-3)
+    assert back[0].sft.entropy == pytest.approx(expected.entropy, abs=1e-3)
     assert back[0].sft.tokens == back[0].base.tokens == expected.tokens
     assert not np.allclose(back[0].ratio.steps, 0, atol=1e-3)
     same = likelihoods(demos[:2], sft=tiny_policy, base=tiny_policy)

@@ -25,6 +25,7 @@ from rairl.evaluate.candidates import POLICIES, candidates_path
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.evaluate.questions import read_questions
 from rairl.evaluate.report import cell, claims, embed_json, p_value, summary_table, tables, viewer_rows
+from rairl.evaluate.rerank import AGGREGATORS
 from rairl.evaluate.scores import Saved, read_scores
 from rairl.params import Params, parse_params
 from rairl.segment import think_lines
@@ -106,7 +107,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     tokenizer = train_tokenizer([trace.problem + trace.text for trace in splits["demos"]], params.base.vocab_size)
     for seed, name in enumerate(MODELS):
         save_policy(root / "models" / name, new_model(params.base, tokenizer, max_tokens=512, seed=seed), tokenizer)
-    model = new_reward(root / "models/sft", params.reward, seed=0).calibrated(aggregator="mean", threshold=-0.05)
+    model = new_reward(root / "models/sft", params.reward, seed=0).calibrated(
+        aggregator="mean", threshold=-0.05, temperatures={"mean": 2.0}, slope=1.0, intercept=-0.5, base=0.3
+    )
     model.save_pretrained(root / "models/reward")
 
     for name in POLICIES:
@@ -147,22 +150,18 @@ def test_the_agreed_names_are_all_there(finished):
     for pair in ("rairl-sft", "rairl-sft_last", "rairl-peer", "grpo-sft", "rairl-grpo"):
         for figure in ("pass@1", "process@1", "t0.5.pass@1"):
             assert {f"posttrain.{pair}.{figure}", f"posttrain.{pair}.{figure}.p"} <= names
-    for prefix in ("rerank", "rerank.on_rairl", "rerank.ood_longer"):
-        for method in ("random", "reward", "majority", "logprob", "logprob_sum", "peer_logprob", "logratio",
-                       "logratio_sum", "shortest", "longest", "oracle", "n"):  # fmt: skip
+    for prefix in ("rerank", "rerank.on_rairl", "rerank.on_grpo", "rerank.ood_longer"):
+        for method in ("random", "reward", "reward_vote", "majority", "logprob", "logprob_sum", "peer_logprob", "logratio",
+                       "logratio_sum", "entropy", "shortest", "longest", "oracle", "n", "calibration.ece",
+                       "calibration.brier", "calibration.brier_base"):  # fmt: skip
             assert f"{prefix}.{method}" in names
         assert {f"{prefix}.reward-logratio", f"{prefix}.reward-logratio.p", f"{prefix}.auroc.logratio"} <= names
         assert {f"{prefix}.reward-majority", f"{prefix}.reward-majority.p", f"{prefix}.auroc.reward"} <= names
-    for method in (
-        "reward",
-        "logprob_drop",
-        "logprob_change",
-        "peer_drop",
-        "logratio_drop",
-        "chance",
-        "first",
-        "longest",
-    ):
+    assert {f"rerank.n{n}.{method}" for n in (1, 2, 4) for method in ("reward", "random", "oracle")} <= names
+    for how in AGGREGATORS:
+        assert {f"rerank.matrix.{how}.{selector}.n{n}" for selector in ("max", "vote") for n in (1, 2, 4)} <= names
+    for method in ("reward", "logprob_drop", "logprob_change", "peer_drop", "logratio_drop", "chance", "first",
+                   "longest"):  # fmt: skip
         assert {f"localise.{method}.exact", f"localise.{method}.within1"} <= names
     assert {"localise.reward.f1", "localise.chance.f1", "localise.reward-chance.exact"} <= names
     for split in ("test", *arithmetic.OUT_OF_RANGE):
@@ -182,6 +181,9 @@ def test_figures_agree_with_one_another(finished):
     assert figures["posttrain.sft.process@1"].value <= figures["posttrain.sft.pass@1"].value
     assert figures["posttrain.sft.format"].value == 1
     assert figures["rerank.n"].value == 4
+    assert figures["rerank.reward"] == figures["rerank.n4.reward"] == figures["rerank.matrix.mean.max.n4"]
+    assert figures["rerank.reward_vote"] == figures["rerank.matrix.mean.vote.n4"]
+    assert figures["rerank.random"].value == pytest.approx(figures["rerank.matrix.min.max.n1"].value)
 
 
 def test_the_figures_are_ratios_of_what_lies_behind_them(finished):
@@ -377,8 +379,8 @@ def test_the_report_needs_nothing_but_itself(finished):
     assert not re.search(r"https?://|@import|url\(", text)
     images = {path.name for path in (finished.root / "report").glob("*.png")}
     assert images == {
-        "pass_at_k.png", "splits.png", "curve.png", "on_rairl.png", "selectors.png", "natural.png", "auroc.png",
-        "checks.png", "training_grpo.png", "training_rairl.png",
+        "pass_at_k.png", "splits.png", "curve.png", "on_rairl.png", "on_grpo.png", "selectors.png", "reliability.png",
+        "natural.png", "auroc.png", "checks.png", "training_grpo.png", "training_rairl.png",
     }  # fmt: skip
     assert text.count("data:image/png") == len(images)
 

@@ -2,6 +2,7 @@
 
 import json
 from itertools import combinations
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from rairl.evaluate.rerank import (
     expected_accuracy,
     majority_of_n,
     rerank_figures,
+    vote_weights,
+    weighted_vote_of_n,
 )
 from rairl.models.policy import LogProbs
 from rairl.stats import pass_at_k
@@ -96,6 +99,60 @@ def test_majority_is_the_mean_over_all_subsets(answers, gold):
     assert majority_of_n(answers, correct, [len(answers)]) == pytest.approx(expected[-1:])
 
 
+def naive_vote(answers, weights, correct, n):
+    picks = []
+    for subset in combinations(range(len(answers)), n):
+        sums = {}
+        for i in subset:
+            if answers[i] is not None:
+                sums[answers[i]] = sums.get(answers[i], 0) + weights[i]
+        winners = [answer for answer, total in sums.items() if total == max(sums.values())]
+        right = {a: c for a, c in zip(answers, correct, strict=True) if a is not None}
+        picks.append(np.mean([right[answer] for answer in winners]) if winners else 0.0)
+    return np.mean(picks)
+
+
+def test_weighted_vote_by_hand():
+    # 7 has 1 + 1 = 2 votes, 8 has 3: the weights overrule the majority; among two candidates 7 wins {7, 7} alone.
+    assert weighted_vote_of_n(["7", "7", "8"], [1, 1, 3], [True, True, False], [2, 3]) == [pytest.approx(1 / 3), 0.0]
+    assert weighted_vote_of_n(["7", "8", None], [2, 2, 9], [True, False, False], [3]) == [0.5]
+    assert weighted_vote_of_n([None, None], [1, 1], [False, False], [1, 2]) == [0.0, 0.0]
+    with pytest.raises(RairlError, match="best-of-3"):
+        weighted_vote_of_n(["1", "2"], [1, 1], [True, False], [3])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=7)
+)
+@settings(max_examples=100, deadline=None)
+def test_weighted_vote_is_the_mean_over_all_subsets_and_with_equal_weights_the_majority(rows):
+    answers, weights = [answer for answer, _ in rows], [weight for _, weight in rows]
+    correct = [answer == "a" for answer in answers]
+    ns = list(range(1, len(rows) + 1))
+    expected = [naive_vote(answers, weights, correct, n) for n in ns]
+    assert weighted_vote_of_n(answers, weights, correct, ns) == pytest.approx(expected)
+    equal = weighted_vote_of_n(answers, [0.3] * len(rows), correct, ns)
+    assert equal == pytest.approx(majority_of_n(answers, correct, ns))
+
+
+def test_of_very_many_subsets_a_vote_takes_a_sample():
+    answers, correct = [str(i % 2) for i in range(24)], [i % 2 == 0 for i in range(24)]
+    [found] = weighted_vote_of_n(answers, [1.0 + 2 * right for right in correct], correct, [8])
+    # Three times the weight: seven of eight of the other kind are needed to overrule it, six to draw.
+    ways = [comb(12, k) * comb(12, 8 - k) for k in range(9)]
+    assert found == pytest.approx((sum(ways[3:]) + ways[2] / 2) / comb(24, 8), abs=0.01)
+
+
+def test_vote_weights_are_a_softmax_per_question():
+    weights = vote_weights([1.0, 3.0, -5.0, -4.0], ["a", "a", "b", "b"], 2.0)
+    assert weights == pytest.approx([np.exp(-1), 1, np.exp(-0.5), 1])
+    assert min(vote_weights([0.0, 1e6], ["a", "a"], 0.1)) > 0
+    traces = [candidate("a", k, "x", right=k == 2, answer="12"[k == 2]) for k in range(3)]
+    table = expected_accuracy(traces, {}, [3], {"cold": vote_weights([0, 0, 1], ["a"] * 3, 0.25),
+                                                "hot": vote_weights([0, 0, 1], ["a"] * 3, 100.0)})  # fmt: skip
+    assert (table["cold"][3], table["hot"][3], table["majority"][3]) == ([1.0], [0.0], [0.0])
+
+
 def test_more_candidates_than_there_are_is_refused():
     with pytest.raises(RairlError, match="best-of-4 needs at least 4 candidates"):
         best_of_n([1, 2], [True, False], 4)
@@ -108,6 +165,10 @@ def test_aggregators():
     assert aggregate(steps, 9.0, "last") == 9.0
     assert aggregate(steps, 9.0, "mean") == pytest.approx(0.5)
     assert aggregate(steps, 9.0, "min") == -1.0
+    # sigmoid: .8808, .2689, .6225; their product .1474
+    assert aggregate(steps, 9.0, "product") == pytest.approx(np.log(0.8808 * 0.2689 * 0.6225), abs=1e-3)
+    assert aggregate(np.array([-800.0]), 9.0, "product") == -800, "no overflow"
+    assert aggregate(steps, 9.0, "discounted") == pytest.approx((2.0 / 4 - 1.0 / 2 + 0.5) / 1.75)
     assert aggregate(np.zeros(0), 9.0, "min") == 9.0
     with pytest.raises(RairlError, match="aggregator 'best' is unknown"):
         aggregate(steps, 9.0, "best")
@@ -132,7 +193,7 @@ def likelihoods(*totals, tokens=1, peer=None):
     """As likely under SFT as these totals say, and certain under the base: the log-ratio is the total."""
 
     def logprobs(total):
-        return LogProbs(np.zeros(0), np.zeros(0), total, tokens)
+        return LogProbs(np.zeros(0), np.zeros(0), total, tokens, np.zeros(0), -total / 4)
 
     return [Likelihood(logprobs(total), logprobs(0.0), None if peer is None else logprobs(peer)) for total in totals]
 
@@ -150,6 +211,7 @@ def test_baselines_by_hand(tmp_path):
     assert means == {
         "reward": 1.0, "random": 0.5, "logprob": 1.0, "logprob_sum": 0.5, "shortest": 0.0, "longest": 1.0,
         "oracle": 1.0, "model_name": 0.5, "majority": 0.5, "logratio": 0.5, "logratio_sum": 1.0, "peer_logprob": 1.0,
+        "entropy": 1.0,
     }  # fmt: skip
     assert all(values[1].mean() == 0.5 for values in table.values())
     figures = rerank_figures(table, ["a", "b"], 2, "rerank", draws=100, seed=0)
@@ -161,7 +223,7 @@ def test_baselines_by_hand(tmp_path):
     aurocs = auroc_figures(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, "rerank.auroc", draws=100, seed=0)
     assert {name: figure.value for name, figure in aurocs.items()} == {
         "rerank.auroc.reward": 1, "rerank.auroc.logprob": 1, "rerank.auroc.length": 1, "rerank.auroc.model_name": 0.5,
-        "rerank.auroc.logratio": 0.5, "rerank.auroc.peer_logprob": 1,
+        "rerank.auroc.logratio": 0.5, "rerank.auroc.peer_logprob": 1, "rerank.auroc.entropy": 1,
     }  # fmt: skip
     assert figures["rerank.reward-logratio"].value == 0.5
 

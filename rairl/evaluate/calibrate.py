@@ -1,4 +1,5 @@
-"""Choices made on dev: how good a reward checkpoint is, its aggregator, its locator and threshold.
+"""Choices made on dev: how good a reward checkpoint is, its aggregator and selector, its locator and threshold, and the
+map from its scores to probabilities.
 
 Held-out expert traces are all it takes. Verified corruptions of them give first errors for free; rollouts of the SFT
 policy on their problems, right or wrong by the expert's own answer, give the comparison that reranking needs, and the
@@ -9,13 +10,15 @@ that the context asked for otherwise, and is so easy to find that it tells locat
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rairl.evaluate.localise import LOCATORS, choose_threshold, first_error
-from rairl.evaluate.rerank import AGGREGATORS, aggregate
+from rairl.evaluate.probability import fit_map
+from rairl.evaluate.rerank import AGGREGATORS, aggregate, expected_accuracy, vote_weights
 from rairl.models.reward import Calibration, RewardModel
 from rairl.perturb import equations, perturb
 from rairl.stats import within_pairs
@@ -23,6 +26,8 @@ from rairl.traces import Trace
 
 CRITERION = "dev/score"
 """What chooses among reward checkpoints: see :func:`dev_scores`."""
+TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Temperatures of the weighted vote to choose from, in units of the score."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +118,21 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
         right rollout wins against a wrong one of its problem; absent without such pairs), their mean ``dev/score``
         (the criterion), ``dev/exact`` (first wrong step found in corruptions), ``dev/exact_rollouts`` (the same in
         rollouts with a wrong answer, where they part from the expert; absent without such), and the calibration:
-        aggregator with the best ``dev/score``, locator with the best mean of the two ``dev/exact*``, threshold with
+        aggregator with the best ``dev/score``, selector, temperatures and map to probabilities as :func:`selection`
+        chooses them, locator with the best mean of the two ``dev/exact*``, threshold with
         the best F1 over experts, corruptions and those rollouts.
     """
     scores = model.score([*dev.experts, *dev.corrupted, *dev.rollouts])
     first, second = len(dev.experts), len(dev.experts) + len(dev.corrupted)
     experts, corrupted, rollouts = scores[:first], scores[first:second], scores[second:]
-    results = {}
+    results, rated = {}, {}
     for how in AGGREGATORS:
         values = [[aggregate(one.steps, one.last, how) for one in part] for part in (experts, corrupted, rollouts)]
         wins = {
             "dev/prefers_corrupted": preference(values[0], values[1], dev.corrupted_of),
             "dev/auroc": within_question(values[2], [trace.correct for trace in dev.rollouts], dev.rollouts_of),
         }
+        rated[how] = values[2]
         known = {name: value for name, value in wins.items() if not np.isnan(value)}
         results[how] = {**known, CRITERION: float(np.mean(list(known.values())))}
     how = max(AGGREGATORS, key=lambda one: results[one][CRITERION])
@@ -144,7 +151,46 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
     flawed = [pair for pairs in wrong.values() for pair in pairs]
     reads = [*(one.steps for one in experts), *(row for row, _ in flawed)]
     threshold = choose_threshold(reads, [*(None for _ in experts), *(at for _, at in flawed)], locator)
-    return {**results[how], **exact[locator]}, Calibration(how, locator, threshold)
+    chosen = Calibration(aggregator=how, locator=locator, threshold=threshold)
+    return {**results[how], **exact[locator]}, selection(dev.rollouts, rated, chosen)
+
+
+def selection(rollouts: Sequence[Trace], scores: Mapping[str, Sequence[float]], chosen: Calibration) -> Calibration:
+    """Add to a calibration what judged rollouts decide; without any it stays as it is.
+
+    The temperature of each aggregator's weighted vote, and then, for the chosen aggregator, whether a vote or the best
+    score selects: by the expected accuracy among all rollouts of a question (or as many as the scarcest one has). Of
+    equals the best score and the lowest temperature. The map to probabilities is fitted to the same rollouts.
+
+    Args:
+        rollouts: of the SFT policy on dev problems.
+        scores: per aggregator one score per rollout.
+        chosen: with its aggregator.
+    """
+    rows = [row for row, trace in enumerate(rollouts) if trace.correct is not None]
+    if not rows:
+        return chosen
+    judged, groups = [rollouts[row] for row in rows], [rollouts[row].question for row in rows]
+    rated = {how: [values[row] for row in rows] for how, values in scores.items()}
+    n = min(Counter(groups).values())
+    weights = {
+        f"{how} {temperature}": vote_weights(rated[how], groups, temperature)
+        for how in rated
+        for temperature in TEMPERATURES
+    }
+    table = expected_accuracy(judged, {"max": rated[chosen.aggregator]}, [n], weights)
+    accuracy = {name: float(values[n].mean()) for name, values in table.items()}
+    best = {how: max(TEMPERATURES, key=lambda one: accuracy[f"{how} {one}"]) for how in rated}
+    votes = accuracy[f"{chosen.aggregator} {best[chosen.aggregator]}"]
+    fitted = fit_map(rated[chosen.aggregator], [trace.correct is True for trace in judged])
+    return replace(
+        chosen,
+        selector="vote" if votes > accuracy["max"] else "max",
+        temperatures=best,
+        slope=fitted and fitted[0],
+        intercept=fitted and fitted[1],
+        base=float(np.mean([trace.correct is True for trace in judged])),
+    )
 
 
 def located(wrong: Mapping[str, Sequence[tuple[np.ndarray, int]]], locator: str) -> dict[str, float]:

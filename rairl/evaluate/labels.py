@@ -11,17 +11,32 @@ POLICY_LABELS = {
 SELECTOR_LABELS = {
     "random": "random (chance)",
     "reward": "reward",
+    "reward_vote": "vote weighted by the reward",
     "majority": "majority vote",
     "logprob": "log-probability per token",
     "logprob_sum": "log-probability, sum",
     "peer_logprob": "peer's log-probability per token",
     "logratio": "log-ratio SFT/base per token",
     "logratio_sum": "log-ratio SFT/base, sum",
+    "entropy": "lowest entropy of the SFT policy",
     "shortest": "shortest",
     "longest": "longest",
     "model_name": "which model wrote it",
     "oracle": "oracle (upper bound)",
 }
+AGGREGATOR_LABELS = {
+    "last": "last step",
+    "mean": "mean over steps",
+    "min": "lowest step",
+    "product": "product of the steps' probabilities",
+    "discounted": "mean, later steps count more",
+}
+POOL_LABELS = {
+    "rerank": "SFT",
+    "rerank.on_rairl": "R-AIRL (the policy it was trained against)",
+    "rerank.on_grpo": "GRPO",
+}
+"""Whose candidates are ranked: prefix of the figures to the policy's name."""
 LOCATOR_LABELS = {
     "chance": "chance (uniform over steps)",
     "reward": "reward",

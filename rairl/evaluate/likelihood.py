@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Likelihood(NamedTuple):
-    """Log-probabilities of one trace, in nats: under the SFT and the base model, and the peer where there is one."""
+    """What the SFT and the base model, and the peer where there is one, say of one trace, in nats."""
 
     sft: LogProbs
     base: LogProbs
@@ -32,7 +32,7 @@ class Likelihood(NamedTuple):
 
     @property
     def ratio(self) -> LogProbs:
-        """log pi_SFT - log pi_base: of each step (sum and mean per token) and of the whole trace."""
+        """log pi_SFT - log pi_base: of each step (sum and mean per token) and of the whole trace; SFT's entropies."""
         sft, base = self.sft, self.base
         steps, means = sft.steps - base.steps, sft.mean_steps - base.mean_steps
         return sft._replace(steps=steps, mean_steps=means, total=sft.total - base.total)
@@ -51,7 +51,7 @@ def write_likelihoods(
     folder: Path, policy: str, split: str, traces: Sequence[Trace], pairs: Sequence[Likelihood]
 ) -> None:
     """Write ``<policy>.<split>.likelihood.json`` beside the candidates: ``{id: {<sft|base|peer>: [steps, means per
-    token, total, tokens]}}``."""
+    token, total, tokens, entropies of the steps, entropy]}}``."""
     rows = {
         trace.id: {name: _plain(found) for name, found in pair._asdict().items() if found is not None}
         for trace, pair in zip(traces, pairs, strict=True)
@@ -71,7 +71,7 @@ def read_likelihoods(folder: Path, policy: str, split: str, traces: Sequence[Tra
         return [Likelihood(**{name: _arrays(row) for name, row in rows[trace.id].items()}) for trace in traces]
     except FileNotFoundError as error:
         raise RairlError(f"{path} does not exist; run the sample stage first") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise RairlError(f"{path} lacks the likelihood of a trace ({error}); run the sample stage again") from error
 
 
@@ -81,11 +81,13 @@ def likelihood_path(folder: Path, policy: str, split: str) -> Path:
 
 
 def _plain(found: LogProbs) -> list[object]:
-    return [found.steps.round(4).tolist(), found.mean_steps.round(4).tolist(), round(found.total, 4), found.tokens]
+    steps, means, entropies = (part.round(4).tolist() for part in (found.steps, found.mean_steps, found.entropies))
+    return [steps, means, round(found.total, 4), found.tokens, entropies, round(found.entropy, 4)]
 
 
 def _arrays(row: Sequence[object]) -> LogProbs:
     from rairl.models.policy import LogProbs
 
-    steps, mean_steps, total, tokens = row
-    return LogProbs(np.array(steps, dtype=float), np.array(mean_steps, dtype=float), float(total), int(tokens))  # type: ignore[arg-type, call-overload]
+    steps, means, total, tokens, entropies, entropy = row
+    arrays = [np.array(part, dtype=float) for part in (steps, means, entropies)]
+    return LogProbs(arrays[0], arrays[1], float(total), int(tokens), arrays[2], float(entropy))  # type: ignore[arg-type, call-overload]

@@ -147,6 +147,36 @@ def curves(
     return _save(figure, path)
 
 
+def reliability(series: Mapping[str, Mapping[float, Estimate]], path: Path) -> Path:
+    """Share of right candidates over their mean predicted probability, error bars on every bin; the diagonal is ideal.
+
+    Args:
+        series: label of the line to ``{mean probability of the bin: share right}``.
+    """
+    figure, axes = _figure(5.2, 4.6)
+    axis = axes[0, 0]
+    axis.plot([0, 1], [0, 1], color="#333333", linestyle="--", linewidth=1)
+    for index, (name, line) in enumerate(series.items()):
+        shares = list(line.values())
+        axis.errorbar(
+            list(line),
+            [share.value for share in shares],
+            yerr=_errors(shares),
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            capsize=2,
+            markersize=5,
+            linewidth=1.2,
+            label=name,
+        )
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("predicted probability of a right answer")
+    axis.set_ylabel("share of right answers")
+    axis.legend(fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
 def groups(
     series: Mapping[str, Mapping[str, Estimate]], path: Path, *, ylabel: str, reference: float | None = None
 ) -> Path:

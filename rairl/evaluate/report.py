@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, falsification_verdict
 from rairl.evaluate.candidates import by_question
-from rairl.evaluate.labels import LOCATOR_LABELS, POLICY_LABELS, SELECTOR_LABELS, split_label
+from rairl.evaluate.labels import (
+    AGGREGATOR_LABELS,
+    LOCATOR_LABELS,
+    POLICY_LABELS,
+    POOL_LABELS,
+    SELECTOR_LABELS,
+    split_label,
+)
 from rairl.evaluate.localise import first_error, suspicion
 from rairl.evaluate.scores import Saved
 from rairl.stats import NOTHING, Estimate, from_json
@@ -145,6 +152,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
         "logprob": "the policy's own log-probability",
         "peer_logprob": "the peer's plain log-probability",
         "logratio": "the log-ratio of SFT to base",
+        "entropy": "the SFT policy's entropy",
         "shortest": "taking the shortest",
         "longest": "taking the longest",
         "model_name": "knowing which model wrote it",
@@ -251,7 +259,15 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
     """Section of the report to its tables; tables without any figure are left out."""
     found = {
         "training": [_policies(figures), _policy_splits(figures), _contrasts(figures)],
-        "rerank": [_selectors(figures), _selector_gains(figures), _selector_aurocs(figures)],
+        "rerank": [
+            _selectors(figures),
+            _selector_gains(figures),
+            _every_n(figures),
+            _matrix(figures),
+            _transfer(figures),
+            _selector_aurocs(figures),
+            _calibration(figures),
+        ],
         "localise": [_locators(figures, name) for name in ["", *_labelled(figures)]],
         "audit": [_audit_splits(figures), _audit_checks(figures)],
         "time": [_times(figures)],
@@ -331,7 +347,7 @@ def _contrasts(figures: Figures) -> Table:
 
 def _pools(figures: Figures) -> dict[str, str]:
     """Prefixes of the candidate sets that were ranked."""
-    known = {"rerank": "test", "rerank.on_rairl": "test, R-AIRL's own samples"}
+    known = {"rerank": "test", "rerank.on_rairl": "test, R-AIRL's samples", "rerank.on_grpo": "test, GRPO's samples"}
     known |= {f"rerank.{split}": split_label(split) for split in splits(figures, "rerank")}
     return {prefix: label for prefix, label in known.items() if f"{prefix}.reward" in figures}
 
@@ -359,11 +375,56 @@ def _selector_gains(figures: Figures) -> Table:
     return Table("What the reward adds to each baseline", note, list(columns.values()), cells)
 
 
+def _ns(figures: Figures) -> list[int]:
+    """The sizes N that the headline candidates were reranked at."""
+    found = (re.fullmatch(r"rerank\.n(\d+)\.reward", name) for name in figures)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _every_n(figures: Figures) -> Table:
+    columns = {f"n{n}": f"N = {n}" for n in _ns(figures) if n > 1}
+    return _table(
+        figures, "Every N", "Test, the SFT policy's samples.", columns, SELECTOR_LABELS, "rerank.{column}.{row}"
+    )
+
+
+def _matrix(figures: Figures) -> Table:
+    ns = [n for n in _ns(figures) if n > 1]
+    columns = {f"max.n{n}": f"best score, N = {n}" for n in ns} | {f"vote.n{n}": f"weighted vote, N = {n}" for n in ns}
+    note = (
+        "How a trace's steps become its score, crossed with how an answer is chosen. The choice among them was made on "
+        "dev; this table only shows what it was worth."
+    )
+    return _table(
+        figures, "Aggregators and selectors", note, columns, AGGREGATOR_LABELS, "rerank.matrix.{row}.{column}"
+    )
+
+
+def _transfer(figures: Figures) -> Table:
+    columns = {
+        "random": "random", "majority": "majority vote", "logprob": "log-probability", "reward": "reward",
+        "reward_vote": "reward, weighted vote", "oracle": "oracle", "reward-random": "reward − random",
+        "reward-majority": "reward − majority", "auroc.reward": "AUROC within question",
+    }  # fmt: skip
+    note = "The same reward on the candidates of different policies; log-probability is each policy's own."
+    return _table(figures, "Whose candidates", note, columns, POOL_LABELS, "{row}.{column}")
+
+
+def _calibration(figures: Figures) -> Table:
+    columns = {"ece": "ECE", "brier": "Brier score", "brier_base": "Brier score of dev's share of right ones"}
+    note = (
+        "Scores as probabilities of a right answer, by a logistic map fitted on dev; lower is better. ECE: 10 bins of "
+        "equal mass; it is above 0 even for true probabilities."
+    )
+    return _table(figures, "Calibration", note, columns, _pools(figures), "{row}.calibration.{column}")
+
+
 def _selector_aurocs(figures: Figures) -> Table:
     rows = {
         "reward": "reward",
         "logprob": "log-probability per token",
         "logratio": "log-ratio SFT/base per token",
+        "entropy": "lower entropy of the SFT policy",
         "length": "length (longer)",
         "model_name": "which model wrote it",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,18 @@ class Saved:
         """
         return [self._row(trace)["score"] for trace in traces]
 
+    def scores_by(self, traces: Sequence[Trace], how: str) -> list[float]:
+        """The score of each trace by another aggregator; raises as :meth:`scores` does."""
+        rows = [self._row(trace) for trace in traces]
+        return [aggregate(np.asarray(row["steps"], dtype=float), row["last"], how) for row in rows]
+
     def steps(self, traces: Sequence[Trace]) -> list[np.ndarray]:
         """The logits at each trace's step ends, ``(n_steps,)`` each; raises as :meth:`scores` does."""
         return [np.asarray(self._row(trace)["steps"], dtype=float) for trace in traces]
 
 
 def write_scores(path: Path, traces: Sequence[Trace], reads: Sequence[Scores], calibration: Calibration) -> None:
-    """Write ``{"aggregator", "locator", "threshold", "traces": {id: {"steps", "last", "score"}}}``."""
+    """Write ``{<every field of the calibration>, "traces": {id: {"steps", "last", "score"}}}``."""
     rows = {
         trace.id: {
             "steps": [float(value) for value in read.steps],
@@ -60,9 +65,8 @@ def write_scores(path: Path, traces: Sequence[Trace], reads: Sequence[Scores], c
         }
         for trace, read in zip(traces, reads, strict=True)
     }
-    card = {name: getattr(calibration, name) for name in ("aggregator", "locator", "threshold")}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**card, "traces": rows}, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**asdict(calibration), "traces": rows}, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_scores(path: Path) -> Saved:

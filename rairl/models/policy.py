@@ -161,13 +161,31 @@ def token_logprobs(model: PreTrainedModel, ids: Tensor, mask: Tensor, temperatur
     return torch.nn.functional.pad(picked, (1, 0)) * mask
 
 
+def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probability of each token and entropy of what it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
+    logprobs = logits[:, :-1].float().log_softmax(-1)
+    picked = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return torch.nn.functional.pad(torch.stack([picked, entropy], -1), (0, 0, 1, 0))
+
+
 class LogProbs(NamedTuple):
-    """Likelihood of a trace under a policy, in nats, end token excluded."""
+    """What a policy says of a trace, in nats, end token excluded.
+
+    Attributes:
+        steps, mean_steps: log-probability of each step, and the same per token: ``(n_steps,)``.
+        total: log-probability of the whole completion.
+        tokens: of the completion.
+        entropies: mean entropy of the policy where it read each step's tokens: ``(n_steps,)``.
+        entropy: the same over the whole completion.
+    """
 
     steps: np.ndarray
     mean_steps: np.ndarray
     total: float
     tokens: int
+    entropies: np.ndarray
+    entropy: float
 
 
 @torch.inference_mode()
@@ -179,21 +197,28 @@ def step_logprobs(
     batch_tokens: int = 4096,
     progress: bool = False,
 ) -> list[LogProbs]:
-    """Log-probability of every step (sum and mean per token, each ``(n_steps,)``) and of the whole completion."""
+    """Log-probability and entropy of every step and of the whole completion."""
     encoded = encode(tokenizer, traces)
     results: list[LogProbs | None] = [None] * len(traces)
     device = next(model.parameters()).device
     bar = tqdm(total=len(traces), desc="log-probabilities", unit="trace", disable=not progress)
     for batch in batches_by_length([len(row.ids) for row in encoded], batch_tokens):
-        ids, mask = pad([encoded[index].ids for index in batch], tokenizer.pad_token_id)
-        logprobs = token_logprobs(model, ids.to(device), mask.to(device)).cpu().double().numpy()
-        for row, index in zip(logprobs, batch, strict=True):
+        ids, _ = pad([encoded[index].ids for index in batch], tokenizer.pad_token_id)
+        surprise = token_surprise(model(input_ids=ids.to(device), use_cache=False).logits, ids.to(device))
+        for (row, spread), index in zip(surprise.movedim(-1, 1).cpu().double().numpy(), batch, strict=True):
             item, trace = encoded[index], traces[index]
             bounds = [(token_at(item, step.start + 1), token_at(item, step.end) + 1) for step in trace.steps]
-            sums = np.array([row[start:end].sum() for start, end in bounds])
-            counts = np.array([end - start for start, end in bounds])
-            completion = row[item.prompt_tokens : len(item.ids)]
-            results[index] = LogProbs(sums, sums / np.maximum(counts, 1), float(completion.sum()), len(completion))
+            counts = np.maximum([end - start for start, end in bounds], 1)
+            sums, entropies = (np.array([of[start:end].sum() for start, end in bounds]) for of in (row, spread))
+            completion = slice(item.prompt_tokens, len(item.ids))
+            results[index] = LogProbs(
+                sums,
+                sums / counts,
+                float(row[completion].sum()),
+                len(row[completion]),
+                entropies / counts,
+                float(spread[completion].mean()),
+            )
         bar.update(len(batch))
     bar.close()
     return [result for result in results if result is not None]

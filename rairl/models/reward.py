@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,17 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
-from rairl.models.policy import Encoded, batches_by_length, encode, load_policy, pad, placed, quiet, token_at
+from rairl.models.policy import (
+    Encoded,
+    batches_by_length,
+    encode,
+    load_policy,
+    pad,
+    placed,
+    quiet,
+    token_at,
+    token_surprise,
+)
 from rairl.params import Granularity, RewardParams
 from rairl.traces import Trace
 
@@ -39,14 +49,24 @@ class Calibration:
     """Choices made on dev and shipped with the model.
 
     Attributes:
-        aggregator: how step logits become a trace score: ``last``, ``mean`` or ``min``.
+        aggregator: how step logits become a trace score, see :func:`rairl.evaluate.rerank.aggregate`.
         locator: how the first wrong step is picked, see :func:`rairl.evaluate.localise.suspicion`.
         threshold: a trace whose locator value stays above it has no wrong step; None before calibration.
+        selector: ``max`` picks the candidate with the best score, ``vote`` the answer with the largest softmax weight.
+        temperatures: of that softmax, per aggregator; empty before calibration.
+        slope, intercept: the score's map to a probability of being right, ``sigmoid(slope * score + intercept)`` with
+            a slope of at least 0; None where dev has no right and wrong rollouts.
+        base: share of right rollouts on dev; None without any.
     """
 
     aggregator: str = "last"
     locator: str = "drop"
     threshold: float | None = None
+    selector: str = "max"
+    temperatures: dict[str, float] = field(default_factory=dict)
+    slope: float | None = None
+    intercept: float | None = None
+    base: float | None = None
 
 
 @dataclass(frozen=True)
@@ -421,14 +441,6 @@ def running_sum(values: Tensor, trace: Tensor) -> Tensor:
     """Sum of ``(R,)`` values up to each read within its trace, whose index ``(R,)`` ascends."""
     counts = trace.unique_consecutive(return_counts=True)[1].tolist()
     return torch.cat([part.cumsum(0) for part in values.split(counts)])
-
-
-def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probability of each token and entropy of what it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
-    logprobs = logits[:, :-1].float().log_softmax(-1)
-    picked = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return nn.functional.pad(torch.stack([picked, entropy], -1), (0, 0, 1, 0))
 
 
 def units(

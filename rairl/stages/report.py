@@ -123,6 +123,8 @@ CAPTIONS = {
     "splits": "pass@1 per split.",
     "curve": "Expected accuracy against the number of candidates, SFT policy's samples (or the logged ones).",
     "on_rairl": "The same on the R-AIRL policy's own samples.",
+    "on_grpo": "The same on the GRPO policy's samples.",
+    "reliability": "Reliability: share of right answers against the probability predicted from the reward.",
     "selectors": "Selectors at the headline N; the dashed line is chance.",
     "natural": "First wrong step on the policy's own wrong solutions; the dashed line is chance.",
     "auroc": "Right against wrong chains of one question; the dashed line is chance.",

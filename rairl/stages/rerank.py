@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
-from rairl.evaluate.candidates import by_question, candidates_path, read_candidates, reference_policy, splits_of
-from rairl.evaluate.labels import SELECTOR_LABELS
+from rairl.evaluate.candidates import (
+    by_question,
+    candidates_path,
+    questions,
+    read_candidates,
+    reference_policy,
+    splits_of,
+)
+from rairl.evaluate.labels import POOL_LABELS, SELECTOR_LABELS
 from rairl.evaluate.likelihood import read_likelihoods
+from rairl.evaluate.probability import calibration_figures, probabilities, reliability
 from rairl.evaluate.questions import Table, one_each, write_questions
 from rairl.evaluate.rerank import (
+    AGGREGATORS,
     accuracy_by_source,
     auroc_figures,
     baseline_scores,
     expected_accuracy,
     rerank_figures,
+    vote_weights,
 )
-from rairl.evaluate.scores import read_scores, write_scores
+from rairl.evaluate.scores import Saved, read_scores, write_scores
 from rairl.evaluate.training import powers_of_two
 from rairl.params import Params
 from rairl.stats import Estimate, bootstrap_mean, to_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from rairl.models.reward import Calibration
+    from rairl.traces import Trace
     from rairl.tracking import Run
 
 
@@ -34,7 +49,9 @@ def rerank(
 
     The headline ``rerank.<selector>`` ranks the SFT policy's test candidates (with logged traces: the held-out logged
     ones, where ``model_name`` joins the baselines); ``rerank.<split>.<selector>`` the other splits, and
-    ``rerank.on_rairl.<selector>`` the R-AIRL policy's own candidates. Within-question AUROC under ``.auroc.<what>``.
+    ``rerank.on_<rairl|grpo>.<selector>`` those policies' candidates. Within-question AUROC under ``.auroc.<what>``, and
+    ``.calibration.<ece|brier|brier_base>`` of the probabilities that dev's map makes of the scores. For the headline
+    also ``rerank.n<N>.<selector>`` and ``rerank.matrix.<aggregator>.<max|vote>.n<N>`` for every N.
     Writes all scores to ``scores/<policy>.<split>.json`` and the accuracy over N to ``plots/curves.json``, what lies
     behind the accuracies to ``plots/questions.json``.
 
@@ -50,14 +67,18 @@ def rerank(
     figures: dict[str, Estimate] = {}
     curves: dict[str, dict[str, dict[int, Estimate]]] = {}
     behind: Table = {}
+    reliable: dict[str, dict[float, Estimate]] = {}
     for policy, split, prefix in contests(candidates, logged=params.logged):
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
         saved = scores / f"{policy}.{split}.json"
         write_scores(saved, traces, model.score(traces, progress=True), model.calibration)
-        table = {"reward": read_scores(saved).scores(traces)}
+        read = read_scores(saved)
+        table = {"reward": read.scores(traces)}
         table |= baseline_scores(traces, path, read_likelihoods(candidates, policy, split, traces), model_accuracy)
-        accuracy = expected_accuracy(traces, table, ns)
+        groups = questions(traces)
+        weights = {"reward_vote": vote_weights(table["reward"], groups, vote_temperature(model.calibration))}
+        accuracy = expected_accuracy(traces, table, ns, weights)
         keys = list(by_question(traces))
         behind |= {
             f"{prefix}.{name}": one_each(dict(zip(keys, values[params.rerank.n], strict=True)))
@@ -65,11 +86,23 @@ def rerank(
         }
         figures |= rerank_figures(accuracy, keys, params.rerank.n, prefix, **sampling)
         figures |= auroc_figures(traces, table, f"{prefix}.auroc", **sampling)
+        found = _probable(model.calibration, traces, table["reward"])
+        if found is not None:
+            right = [bool(trace.correct) for trace in traces]
+            name = f"{prefix}.calibration"
+            figures |= calibration_figures(found, right, groups, name, base=model.calibration.base or 0.0, **sampling)
+            reliable[prefix] = reliability(found, right, groups, **sampling)
         curves[prefix] = {
             name: {n: bootstrap_mean(values[n], keys, **sampling) for n in ns} for name, values in accuracy.items()
         }
+        if prefix == "rerank":
+            figures |= {f"rerank.n{n}.{name}": line[n] for name, line in curves[prefix].items() for n in ns}
+            figures |= _matrix(traces, read, model.calibration, ns, **sampling)
     write_questions(plots, behind)
     _plot(figures, curves, plots)
+    lines = {POOL_LABELS[prefix]: line for prefix, line in reliable.items() if prefix in POOL_LABELS}
+    if lines:
+        draw.reliability(lines, plots / "reliability.png")
     run.log_artifact(plots)
     return figures
 
@@ -81,7 +114,44 @@ def contests(candidates: Path, *, logged: bool) -> list[tuple[str, str, str]]:
         (policy, split, "rerank" if split == "test" else f"rerank.{split}")
         for split in ["test", *(split for split in splits_of(candidates, policy) if split != "test")]
     ]
-    return found if logged else [*found, ("rairl", "test", "rerank.on_rairl")]
+    others = [(policy, "test", f"rerank.on_{policy}") for policy in ("rairl", "grpo")]
+    return found if logged else [*found, *others]
+
+
+def vote_temperature(calibration: Calibration) -> float:
+    """Temperature of the weighted vote for the aggregator that dev chose; 1 for a reward that dev did not calibrate."""
+    return calibration.temperatures.get(calibration.aggregator, 1.0)
+
+
+def _probable(calibration: Calibration, traces: Sequence[Trace], scores: Sequence[float]) -> np.ndarray | None:
+    """Probability of each candidate to be right by the map chosen on dev; None without one."""
+    if calibration.slope is None or calibration.intercept is None or not traces:
+        return None
+    return probabilities(scores, calibration.slope, calibration.intercept)
+
+
+def _matrix(
+    traces: Sequence[Trace], read: Saved, calibration: Calibration, ns: Sequence[int], *, draws: int, seed: int
+) -> dict[str, Estimate]:
+    """Every aggregator crossed with both selectors at every N, each vote at the temperature that dev chose for it."""
+    groups = questions(traces)
+    scores = {how: read.scores_by(traces, how) for how in AGGREGATORS}
+    votes = {how: vote_weights(scores[how], groups, calibration.temperatures.get(how, 1.0)) for how in AGGREGATORS}
+    table = expected_accuracy(
+        traces,
+        {f"{how}.max": values for how, values in scores.items()},
+        ns,
+        {f"{how}.vote": values for how, values in votes.items()},
+    )
+    keys = list(by_question(traces))
+    return {
+        f"rerank.matrix.{how}.{selector}.n{n}": bootstrap_mean(
+            table[f"{how}.{selector}"][n], keys, draws=draws, seed=seed
+        )
+        for how in AGGREGATORS
+        for selector in ("max", "vote")
+        for n in ns
+    }
 
 
 SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "peer_logprob", "logratio", "shortest", "random")
@@ -96,14 +166,18 @@ def _plot(figures: dict[str, Estimate], curves: dict[str, dict[str, dict[int, Es
     }
     (plots / "curves.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for prefix, lines in curves.items():
-        if prefix in ("rerank", "rerank.on_rairl"):
+        if prefix in POOL_LABELS:
             draw.curves(
                 {SELECTOR_LABELS[name]: lines[name] for name in SHOWN if name in lines},
                 plots / f"{prefix.removeprefix('rerank').strip('.') or 'curve'}.png",
                 xlabel="N (candidates to choose from)",
                 ylabel="expected accuracy",
             )
-    names = [name for name in (*SHOWN, "logprob_sum", "logratio_sum", "longest") if f"rerank.{name}" in figures]
+    names = [
+        name
+        for name in (*SHOWN, "reward_vote", "logprob_sum", "logratio_sum", "entropy", "longest")
+        if f"rerank.{name}" in figures
+    ]
     draw.forest(
         {
             SELECTOR_LABELS[name]: figures[f"rerank.{name}"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SOURCES = {"base": "base", "sft": "sft", "sft_last": "sft_last", "peer": "peer", "grpo": "grpo", "rairl": "policy"}
 """Policy to the input of the stage that holds it."""
-RANKED = {"sft": None, "rairl": ("test",)}
+RANKED = {"sft": None, "rairl": ("test",), "grpo": ("test",)}
 """Policies whose candidates are ranked, and on which splits (None: all); these get likelihoods."""
 
 
@@ -39,9 +39,9 @@ def sample(
     nothing is ranked), ``<policy>.test.greedy.jsonl`` and, for every temperature but the first,
     ``<policy>.test.t<temperature>.jsonl`` (extra_n samples a problem).
 
-    What is ranked later (the SFT policy's samples, and R-AIRL's on test) gets ``<policy>.<split>.likelihood.json``: its
-    likelihood under the SFT model, the base model and the peer. Logged traces are not sampled; they get that file, and
-    log-probabilities.
+    What is ranked later (the SFT policy's samples, and R-AIRL's and GRPO's on test) gets
+    ``<policy>.<split>.likelihood.json``: its likelihood under the SFT model, the base model and the peer. Logged traces
+    are not sampled; they get that file, and log-probabilities.
 
     Args:
         params: ``sample`` acts here.
