@@ -38,6 +38,9 @@ class ArithmeticDataset(Section):
     dev: PositiveInt = Field(description="held-out problems with expert traces; every choice is made on them")
     test: PositiveInt = Field(description="held-out problems for the reported numbers")
     ood: PositiveInt = Field(description="problems in each out-of-distribution split")
+    noise: Fraction = Field(
+        default=0.0, description="share of the demonstrations, and of dev, that a careless author solved instead"
+    )
 
 
 class LoggedDataset(Section):

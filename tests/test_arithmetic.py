@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rairl.datasets import arithmetic as a
 from rairl.params import ArithmeticDataset
@@ -133,6 +134,7 @@ def test_splits_are_deterministic_and_disjoint() -> None:
     assert len(problems) == len(set(problems))
     assert {name: len(rows) for name, rows in splits.items()} == {
         "test": 20, "dev": 20, "demos": 30, "prompts": 60, "ood_longer": 15, "ood_operators": 15, "ood_numbers": 15,
+        "ood_wording": 15,
     }  # fmt: skip
 
 
@@ -153,6 +155,39 @@ def test_out_of_range_splits_hold_what_no_demonstration_has() -> None:
         assert {said.kind for said in a.parse(trace.problem).statements} - kinds
     for trace in splits["ood_numbers"]:
         assert max(a.derive(a.parse(trace.problem)).values()) > largest
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40)
+def test_other_words_say_the_same(seed: int) -> None:
+    problem = a.generate(random.Random(seed), a.IN_RANGE)
+    text = a.render(problem, a.REWORDED)
+    assert text != a.render(problem)
+    assert a.parse(text) == problem
+    assert a.first_error(text, a.expert_steps(problem)) is None
+
+
+def test_the_reworded_split_holds_no_other_splits_problem() -> None:
+    splits = a.build(SMALL, 0)
+    others = {trace.problem for name, rows in splits.items() if name != "ood_wording" for trace in rows}
+    for trace in splits["ood_wording"]:
+        assert " as many " in trace.problem or " that " in trace.problem
+        assert a.render(a.parse(trace.problem)) not in others
+        assert trace.gold == str(list(a.derive(a.parse(trace.problem)).values())[-1])
+
+
+def test_noise_replaces_a_share_of_the_experts_and_shows_nowhere_else() -> None:
+    clean, noisy = (a.build(SMALL.model_copy(update={"noise": share}), 0) for share in (0.0, 0.25))
+    assert {name for name in clean if clean[name] != noisy[name]} == {"demos", "dev"}
+    for name, count in (("demos", 8), ("dev", 5)):
+        pairs = [(old, new) for old, new in zip(clean[name], noisy[name], strict=True) if old != new]
+        assert len(pairs) == count == sum("careless" in trace.meta for trace in noisy[name])
+        for old, new in pairs:
+            assert (new.problem, new.id, new.source) == (old.problem, old.id, old.source)
+            assert a.first_error(new.problem, new.step_texts()) is not None
+            assert new.correct and new.first_error is None and new.answer == new.gold, "it claims to be right"
+    with pytest.raises(ValidationError, match="noise"):
+        ArithmeticDataset(name="arithmetic", demos=3, prompts=6, dev=2, test=2, ood=1, noise=1.0)
 
 
 def test_corpus_never_holds_a_problem_of_the_splits() -> None:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rairl.datasets import build, question_key
+from rairl.datasets.overlap import near_duplicates, shingles
 from rairl.errors import RairlError
 from rairl.params import Params, load_params
 from rairl.segment import compose
@@ -16,6 +17,10 @@ from rairl.traces import Trace, read_traces, relabel, write_traces
 from rairl.tracking import NullRun
 
 ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+
+
+TEXTS = st.text("ab ", min_size=1, max_size=30)
 
 
 def params_with(dataset: dict[str, Any], seed: int = 0) -> Params:
@@ -51,7 +56,8 @@ def own_files(folder: Path, **splits: list[Trace]) -> dict[str, Any]:
 def test_the_card_says_what_the_files_hold(tmp_path: Path) -> None:
     figures = prepare(params_with(arithmetic()), NullRun(), data=tmp_path / "data")
     card = json.loads((tmp_path / "data" / "card.json").read_text())
-    assert set(card["splits"]) == {"demos", "prompts", "dev", "test", "ood_longer", "ood_operators", "ood_numbers"}
+    assert set(card["splits"]) == {"demos", "prompts", "dev", "test", "ood_longer", "ood_operators", "ood_numbers",
+                                   "ood_wording"}  # fmt: skip
     assert {path.name for path in (tmp_path / "data").iterdir()} == {
         "card.json",
         *(f"{n}.jsonl" for n in card["splits"]),
@@ -63,6 +69,45 @@ def test_the_card_says_what_the_files_hold(tmp_path: Path) -> None:
     assert 2 <= card["splits"]["demos"]["steps"]["mean"] <= 4  # a demonstration has two to four steps
     assert card["dataset"]["name"] == "arithmetic"
     assert set(card["shared_problems"].values()) == {0}
+    seen = {pair.split("/")[0] for pair in card["near_duplicates"]}
+    assert seen == {"demos", "dev", "prompts"}
+    assert card["near_duplicates"]["demos/test"]["closest"] <= 1
+
+
+def test_near_duplicates_by_hand() -> None:
+    told = "Ana has 3 eggs and Ben has 4 eggs. How many eggs do they have?"  # 15 words, 11 shingles
+    changed = told.replace("Ana has 3", "Ana has 9")  # the first three shingles hold the number
+    other = "A train runs at 80 km per hour for two hours."
+    found = near_duplicates([told], [changed, other])
+    assert (found["near"], found["closest"]) == (0, round(8 / 14, 3))
+    assert near_duplicates([told], [changed, other], near=0.5)["near"] == 1
+    assert found["pair"] == [question_key(told), question_key(changed)]
+    assert near_duplicates([told, other], [told.upper()])["near"] == 0, "a copy is not a near duplicate"
+    assert near_duplicates([told], [other]) == {"near": 0, "closest": 0.0, "pair": []}
+    assert near_duplicates(["two words"], ["two words more"])["closest"] == 0
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=5), TEXTS)
+@settings(max_examples=60, deadline=None)
+def test_near_duplicates_are_the_jaccard_similarity_of_sets(many: list[str], one: str) -> None:
+    def similar(a: str, b: str) -> float:
+        left, right = set(shingles(question_key(a))), set(shingles(question_key(b)))
+        return len(left & right) / len(left | right)
+
+    rivals = [text for text in many if question_key(text) != question_key(one)]
+    expected = max((similar(text, one) for text in rivals), default=0)
+    assert near_duplicates(many, [one])["closest"] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="../shared/data is not here")
+def test_gsm8k_test_has_no_question_of_train_and_no_near_one() -> None:
+    train, test = (
+        [json.loads(line)["question"] for line in (DATA / f"gsm8k/{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "test")
+    )
+    found = near_duplicates(train, test)
+    assert not {question_key(text) for text in train} & {question_key(text) for text in test}
+    assert found["near"] == 0 and 0.5 < found["closest"] < 0.8
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:

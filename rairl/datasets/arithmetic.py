@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rairl.params import ArithmeticDataset
@@ -85,6 +85,13 @@ _SENTENCES: dict[str, str] = {
     "twice": "{subject} has twice as many {thing} as {ref}.",
     "third": "{subject} has a third as many {thing} as {ref}.",
 }
+REWORDED: dict[str, str] = {
+    "more": "{subject} has as many {thing} as {ref} and {number} more.",
+    "fewer": "{subject} has as many {thing} as {ref} but {number} fewer.",
+    "times": "{subject} has {number} times the {thing} that {ref} has.",
+    "half": "{subject} has half the {thing} that {ref} has.",
+}
+"""The demonstrated kinds in words that neither the demonstrations nor the pre-training corpus use."""
 _EXPRESSIONS: dict[str, str] = {
     "more": "{x} + {number}",
     "fewer": "{x} - {number}",
@@ -107,17 +114,17 @@ def _pattern(sentence: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", lambda match: fields[match[1]], re.escape(sentence)))
 
 
-_PATTERNS = {kind: _pattern(sentence) for kind, sentence in _SENTENCES.items()}
+_PATTERNS = [(kind, _pattern(said)) for wording in (_SENTENCES, REWORDED) for kind, said in wording.items()]
 _FIRST = re.compile(r"Today (\w+) has (\d+) (\w+)\.")
 _STEP = re.compile(r"So (?P<subject>\w+) has (?P<expression>[\d+\-*/() ]+) = (?P<result>\d+) (?P<thing>\w+)\.")
 
 
-def render(problem: Problem) -> str:
-    """The problem in English."""
+def render(problem: Problem, wording: Mapping[str, str] = _SENTENCES) -> str:
+    """The problem in English; ``wording`` has the sentence of each kind of statement."""
     parts = [f"Today {problem.first} has {problem.start} {problem.thing}."]
     for said in problem.statements:
         parts.append(
-            _SENTENCES[said.kind].format(subject=said.subject, number=said.number, thing=problem.thing, ref=said.ref)
+            wording[said.kind].format(subject=said.subject, number=said.number, thing=problem.thing, ref=said.ref)
         )
     parts.append(f"How many {problem.thing} does {problem.statements[-1].subject} have?")
     return " ".join(parts)
@@ -135,7 +142,7 @@ def parse(text: str) -> Problem:
         raise ValueError(f"not a problem of this benchmark: {text!r}")
     statements = []
     for sentence in rest[:-1]:
-        for kind, pattern in _PATTERNS.items():
+        for kind, pattern in _PATTERNS:
             match = pattern.fullmatch(sentence.strip())
             if match:
                 found = match.groupdict()
@@ -253,9 +260,11 @@ def _draw(rng: random.Random, allowed: Range, subject: str, ref: str) -> Stateme
     return Statement(kind, subject, ref, rng.randint(low, high))
 
 
-def trace(problem: Problem, key: str, *, solved: bool, source: str = "expert") -> Trace:
+def trace(
+    problem: Problem, key: str, *, solved: bool, source: str = "expert", wording: Mapping[str, str] = _SENTENCES
+) -> Trace:
     """The problem as a trace: with the expert's solution, or as a prompt that only knows its answer."""
-    text = render(problem)
+    text = render(problem, wording)
     gold = str(derive(problem)[problem.statements[-1].subject])
     if not solved:
         return Trace(id=key, problem=text, gold=gold)
@@ -284,7 +293,48 @@ def build(params: ArithmeticDataset, seed: int) -> dict[str, list[Trace]]:
                 seen.add(render(problem))
                 rows.append(trace(problem, f"{name}-{len(rows)}", solved=solved))
         splits[name] = rows
+    splits["ood_wording"] = _reworded(params.ood, seed, seen)
+    for name in ("demos", "dev"):
+        splits[name] = with_noise(splits[name], params.noise, random.Random(f"arithmetic/{seed}/{name}/noise"))
     return splits
+
+
+def _reworded(count: int, seed: int, seen: set[str]) -> list[Trace]:
+    """Problems like the demonstrated ones in unseen words, none of them a problem in ``seen`` in other words."""
+    rng = random.Random(f"arithmetic/{seed}/ood_wording")
+    rows: list[Trace] = []
+    while len(rows) < count:
+        problem = generate(rng, IN_RANGE)
+        if render(problem) not in seen:
+            seen.add(render(problem))
+            rows.append(trace(problem, f"ood_wording-{len(rows)}", solved=False, wording=REWORDED))
+    return rows
+
+
+def with_noise(experts: Sequence[Trace], share: float, rng: random.Random) -> list[Trace]:
+    """The traces, a share of them solved by a careless author instead, whose mistakes nobody has noticed.
+
+    Such a trace claims what every demonstration claims: that its steps and its answer are right. Its ``meta`` tells,
+    which nothing in training reads.
+
+    Args:
+        experts: expert traces.
+        share: of them to replace, rounded; 0 leaves all as they are.
+        rng: source of every choice.
+    """
+    rows, wanted = list(experts), round(share * len(experts))
+    for at in rng.sample(range(len(rows)), len(rows)):
+        if not wanted:
+            break
+        problem = parse(rows[at].problem)
+        steps, answer = habitual_steps(problem, author(rng) or frozenset(HABITS))
+        if steps != expert_steps(problem):
+            text, spans = compose(steps, str(answer))
+            rows[at] = replace(
+                rows[at], text=text, steps=spans, answer=str(answer), gold=str(answer), meta={"careless": True}
+            )
+            wanted -= 1
+    return rows
 
 
 # --- the pre-training corpus -----------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ SPLIT_LABELS = {
     "ood_longer": "longer chains",
     "ood_operators": "unseen operations",
     "ood_numbers": "larger numbers",
+    "ood_wording": "unseen wording",
 }
 
 

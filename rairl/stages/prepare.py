@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rairl.datasets import build, question_key
+from rairl.datasets.overlap import near_duplicates
 from rairl.errors import RairlError
 from rairl.params import FileDataset, Params
 from rairl.stats import Estimate, exact
@@ -58,6 +59,7 @@ def prepare(params: Params, run: Run, *, data: Path) -> dict[str, Estimate]:
         "seed": params.seed,
         "splits": rows,
         "shared_problems": shared,
+        "near_duplicates": near(splits),
         "notes": notes,
     }
     draft = data / "card.json.part"
@@ -107,6 +109,22 @@ def check(splits: Mapping[str, Sequence[Trace]], *, may_repeat_demos: bool = Fal
                 f"and {keys[second][key].id!r}; a problem may stand in one split only, so remove it from one of them"
             )
     return shared
+
+
+def near(splits: Mapping[str, Sequence[Trace]]) -> dict[str, dict[str, Any]]:
+    """Near duplicates between what is learned from or chosen on and what is reported on, per pair of splits.
+
+    They are told, not refused: how alike two problems may be depends on the data (templates make all alike). See
+    :func:`rairl.datasets.overlap.near_duplicates`.
+    """
+    problems = {name: [trace.problem for trace in traces] for name, traces in splits.items()}
+    reported = [name for name in problems if name.startswith((*SAME_QUESTIONS, "ood_"))]
+    return {
+        f"{seen}/{held}": near_duplicates(problems[seen], problems[held])
+        for seen in problems
+        if seen not in reported
+        for held in reported
+    }
 
 
 def describe(traces: Sequence[Trace]) -> dict[str, Any]:

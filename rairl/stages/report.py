@@ -218,15 +218,32 @@ def _card(path: Path) -> dict[str, Any]:
     card = _read_json(path)
     splits = {name: row for name, row in card.get("splits", {}).items() if isinstance(row, dict)}
     columns = list(dict.fromkeys(key for row in splits.values() for key in row))
-    rest = {key: value for key, value in card.items() if key not in ("splits", "shared_problems")}
+    apart = ("splits", "shared_problems", "near_duplicates")
+    rest = {key: value for key, value in card.items() if key not in apart}
     if "shared_problems" in card:
-        shared = {pair: count for pair, count in card["shared_problems"].items() if count}
-        rest["problems that two splits share"] = shared or "none"
+        common = {pair: count for pair, count in card["shared_problems"].items() if count}
+        rest["problems that two splits share"] = common or "none"
+    near, shared = card.get("near_duplicates", {}), card.get("shared_problems", {})
     return {
+        "overlap": [
+            {
+                "pair": pair.replace("/", " and "),
+                "same": shared.get(pair) or shared.get(_turned(pair)) or 0,
+                "near": row["near"],
+                "closest": row["closest"],
+                "example": " | ".join(row["pair"]),
+            }
+            for pair, row in near.items()
+        ],
         "columns": columns,
         "rows": {name: [_plain(row.get(column, "")) for column in columns] for name, row in splits.items()},
         "rest": yaml.safe_dump(rest, sort_keys=False, allow_unicode=True, width=100) if rest else "",
     }
+
+
+def _turned(pair: str) -> str:
+    first, _, second = pair.partition("/")
+    return f"{second}/{first}"
 
 
 def _plain(value: object) -> str:
