@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from rairl.errors import RairlError
 from rairl.evaluate.localise import (
@@ -18,6 +18,7 @@ from rairl.evaluate.localise import (
     first_error_or_none,
     located_figures,
     logprob_predictions,
+    step_auc_figures,
     suspicion,
     trivial_predictions,
 )
@@ -118,7 +119,21 @@ def test_located_figures_by_hand():
     # Steps within one of the truth: 2 of 4 at the left end, 2 of 2, 3 of 5 in the middle.
     assert values["localise.chance.within1"] == pytest.approx((2 / 4 + 2 / 2 + 3 / 5) / 3)
     assert values["localise.reward-first.exact"] == pytest.approx(1 / 3)
+    assert values["localise.first.distance"] == pytest.approx((0 + 1 + 2) / 3)
+    # Steps off by a random guess: (0 + 1 + 2 + 3) / 4, (1 + 0) / 2, (2 + 1 + 0 + 1 + 2) / 5.
+    assert values["localise.chance.distance"] == pytest.approx((6 / 4 + 1 / 2 + 6 / 5) / 3)
     assert 0 < values["localise.reward-chance.exact.p"] <= 1
+
+
+def test_step_auc_by_hand_and_by_scikit_learn():
+    traces = [trace("a", list("xyzw"), 2), trace("b", list("xy"), 1), trace("c", list("xyz"), 0)]
+    trust = [np.array([3.0, 0.0, 1.0, -9.0]), np.array([2.0, 2.0]), np.array([-1.0, 5.0, 5.0])]
+    figures = step_auc_figures(traces, {"reward": trust}, "x", draws=100, seed=0)
+    # Within a: 3 > 1 but 0 < 1; within b a tie; c has no step before its first error.
+    assert figures["x.reward.step_auc"].value == pytest.approx(1.5 / 3)
+    assert figures["x.reward.step_auc"].n == 2
+    good, values = [1, 1, 0, 1, 0, 0], [3.0, 0.0, 1.0, 2.0, 2.0, -1.0]
+    assert figures["x.reward.step_auc_pooled"].value == pytest.approx(roc_auc_score(good, values))
 
 
 def test_f1_is_the_harmonic_mean():

@@ -27,6 +27,7 @@ from rairl.evaluate.questions import read_questions
 from rairl.evaluate.report import cell, claims, embed_json, p_value, summary_table, tables, viewer_rows
 from rairl.evaluate.rerank import AGGREGATORS
 from rairl.evaluate.scores import Saved, read_scores
+from rairl.evaluate.windows import RULES
 from rairl.params import Params, parse_params
 from rairl.segment import think_lines
 from rairl.stages import INPUTS, OUTPUTS, write_figures
@@ -164,6 +165,16 @@ def test_the_agreed_names_are_all_there(finished):
                    "longest"):  # fmt: skip
         assert {f"localise.{method}.exact", f"localise.{method}.within1"} <= names
     assert {"localise.reward.f1", "localise.chance.f1", "localise.reward-chance.exact"} <= names
+    for method in ("reward_drop", "reward_fall", "reward_argmin", "entropy", "base_logprob", "last"):
+        assert f"localise.{method}.exact" in names
+    assert {
+        f"localise.{m}.{auc}" for m in ("reward", "logprob_drop") for auc in ("step_auc", "step_auc_pooled")
+    } <= names
+    for kind in ("kind.operator", "kind.misread", "kind.foreign", "family.seen", "family.unseen"):
+        assert {f"localise.{kind}.{method}.exact" for method in ("reward", "logprob", "entropy", "chance")} <= names
+        assert {f"localise.{kind}.reward.prefers", f"localise.{kind}.logprob.prefers"} <= names
+    for rule in RULES:
+        assert {f"localise.window.{s}.{rule}.reward-chance" for s in ("natural", "seen", "unseen")} <= names
     for split in ("test", *arithmetic.OUT_OF_RANGE):
         assert {f"audit.{split}.auroc", f"audit.{split}.auroc_length", f"audit.{split}.reward_gap"} <= names
     assert {"audit.shuffle.reward", "audit.swap.steps", "audit.swap.answer", "time.rerank"} <= names
@@ -290,7 +301,9 @@ def test_labelled_sets_are_scored_under_their_name(finished, tmp_path):
     saved = json.loads((tmp_path / "scores" / "human.json").read_text())["traces"]
     assert set(saved) == {trace.id for trace in traces}
     sections = tables(figures)["localise"]
-    assert [table.title for table in sections] == ["First wrong step", "Human-labelled set: human"]
+    assert [table.title for table in sections] == [
+        "First wrong step", "Human-labelled set: human", "Errors put in, by kind", "Token windows",
+    ]  # fmt: skip
 
 
 def test_an_unlabelled_row_in_a_labelled_set_is_refused(finished, tmp_path):
@@ -380,7 +393,7 @@ def test_the_report_needs_nothing_but_itself(finished):
     images = {path.name for path in (finished.root / "report").glob("*.png")}
     assert images == {
         "pass_at_k.png", "splits.png", "curve.png", "on_rairl.png", "on_grpo.png", "selectors.png", "reliability.png",
-        "natural.png", "auroc.png", "checks.png", "training_grpo.png", "training_rairl.png",
+        "natural.png", "kinds.png", "auroc.png", "checks.png", "training_grpo.png", "training_rairl.png",
     }  # fmt: skip
     assert text.count("data:image/png") == len(images)
 

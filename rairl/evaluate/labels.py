@@ -40,14 +40,39 @@ POOL_LABELS = {
 LOCATOR_LABELS = {
     "chance": "chance (uniform over steps)",
     "reward": "reward",
+    "reward_drop": "reward, largest drop of the logit",
+    "reward_fall": "reward, largest fall of the probability",
+    "reward_argmin": "reward, lowest logit",
     "logprob_drop": "SFT log-probability drop, per token",
     "logprob_sum": "SFT log-probability, sum over the step",
     "logprob_change": "SFT log-probability, fall from step to step",
     "peer_drop": "peer's log-probability drop, per token",
     "logratio_drop": "log-ratio SFT/base drop, per token",
+    "base_logprob": "base model's log-probability drop, per token",
+    "entropy": "SFT policy's highest entropy",
     "longest": "always the longest step",
     "first": "always the first step",
     "last": "always the last step",
+}
+KIND_LABELS = {
+    "operator": "another operator",
+    "operand": "another number on the left",
+    "result": "another result",
+    "answer": "another final answer, steps right",
+    "dropped": "a step left out",
+    "swapped": "two steps in the wrong order",
+    "misread": "a statement misread, and followed up",
+    "foreign": "a step of another question",
+    "reversed": "a difference or quotient turned round",
+    "renamed": "another person",
+    "unit": "another thing",
+}
+"""Kinds of corruption: :data:`rairl.perturb.KINDS`, then :data:`rairl.evaluate.probes.UNSEEN`."""
+WINDOW_LABELS = {
+    "within_1": "within 1 token",
+    "within_7": "within 7 tokens",
+    "bucket": "same 15 tokens",
+    "bucket_1": "same 15 tokens or the next ones",
 }
 SPLIT_LABELS = {
     "ood_longer": "longer chains",

@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rairl.errors import RairlError
-from rairl.stats import Estimate, bootstrap, bootstrap_mean, paired_difference, paired_permutation_p
+from rairl.stats import (
+    Estimate,
+    bootstrap,
+    bootstrap_mean,
+    paired_difference,
+    paired_permutation_p,
+    pooled_auroc,
+    ratio,
+    within_pairs,
+)
 from rairl.traces import Trace
 
 LOCATORS = ("drop", "fall", "argmin")
@@ -125,7 +134,8 @@ def located_figures(
     draws: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """Given an error exists: ``<prefix>.<method>.<exact|within1>``, with ``chance``, and the reward's paired gains.
+    """Given an error exists: ``<prefix>.<method>.<exact|within1|distance>``, with ``chance``, and the reward's paired
+    gains. The distance is that of the named step to the true one, in steps.
 
     Args:
         traces: labelled, each with a first error.
@@ -154,15 +164,18 @@ def located_figures(
 def location_hits(
     traces: Sequence[Trace], predictions: Mapping[str, Sequence[int]]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """``{method: {"exact" | "within1": (n,)}}``: per trace, whether its first error was found; for ``chance`` how
-    probably. Arguments as for :func:`located_figures`."""
+    """``{method: {"exact" | "within1" | "distance": (n,)}}``: per trace, whether its first error was found, and how far
+    off the guess was; for ``chance`` the expectations. Arguments as for :func:`located_figures`."""
     truth = np.array([_error(trace) for trace in traces])
     sizes = np.array([len(trace.steps) for trace in traces])
     neighbours = np.minimum(truth + 1, sizes - 1) - np.maximum(truth - 1, 0) + 1
-    hits = {"chance": {"exact": 1 / sizes, "within1": neighbours / sizes}}
+    after = sizes - 1 - truth
+    off = (truth * (truth + 1) + after * (after + 1)) / 2 / sizes  # the distances 1, 2, ... to either side
+    hits = {"chance": {"exact": 1 / sizes, "within1": neighbours / sizes, "distance": off}}
     for method, values in predictions.items():
         distance = np.abs(np.asarray(values) - truth)
-        hits[method] = {"exact": (distance == 0).astype(float), "within1": (distance <= 1).astype(float)}
+        hits[method] = {"exact": (distance == 0).astype(float), "within1": (distance <= 1).astype(float),
+                        "distance": distance.astype(float)}  # fmt: skip
     return hits
 
 
@@ -200,3 +213,35 @@ def detection_figures(
         for name, statistic in statistics.items()
     }
     return {name: figure for name, figure in figures.items() if figure.n}
+
+
+def step_auc_figures(
+    traces: Sequence[Trace], trusts: Mapping[str, Sequence[np.ndarray]], prefix: str, *, draws: int, seed: int
+) -> dict[str, Estimate]:
+    """``<prefix>.<method>.<step_auc|step_auc_pooled>``: does trust tell the first wrong step from those before it?
+
+    Steps before the first error are good, the first error is bad, later ones are left out, as nobody knows what is
+    right once something is wrong. ``step_auc`` compares within a trace, ``step_auc_pooled`` over all of them.
+
+    Args:
+        traces: labelled, each with a first error.
+        trusts: per method and trace ``(n_steps,)``, low where a step is suspect.
+        prefix: of the names.
+        draws, seed: of the bootstrap over questions.
+    """
+    ends = [_error(trace) + 1 for trace in traces]
+    good = [at < end - 1 for end in ends for at in range(end)]
+    owner = [trace.id for trace, end in zip(traces, ends, strict=True) for _ in range(end)]
+    groups = [trace.question for trace, end in zip(traces, ends, strict=True) for _ in range(end)]
+    question = {trace.id: trace.question for trace in traces}
+    figures = {}
+    for method, rows in trusts.items():
+        values = np.concatenate([np.asarray(row)[:end] for row, end in zip(rows, ends, strict=True)])
+        wins, pairs = within_pairs(good, values, owner)
+        mixed = [key for key in wins if pairs[key]]
+        columns = np.array([[wins[key], pairs[key]] for key in mixed])
+        figures[f"{prefix}.{method}.step_auc"] = bootstrap(
+            columns, [question[key] for key in mixed], ratio, draws=draws, seed=seed
+        )
+        figures[f"{prefix}.{method}.step_auc_pooled"] = pooled_auroc(good, values, groups, draws=draws, seed=seed)
+    return figures

@@ -105,6 +105,39 @@ def _forest(
     axis.set_xlabel(label)
 
 
+def compared(series: Mapping[str, Mapping[str, Estimate]], path: Path, *, label: str) -> Path:
+    """Horizontal error bars of several methods side by side, one group per row.
+
+    Args:
+        series: label of the colour to ``{row: figure}``; the rows are those of the first one.
+        path: PNG to write.
+        label: of the axis.
+    """
+    names = list(next(iter(series.values())))
+    figure, axes = _figure(7.0, 1.1 + 0.4 * len(names))
+    axis = axes[0, 0]
+    for index, (name, line) in enumerate(series.items()):
+        shift = 0.5 * ((index + 0.5) / len(series) - 0.5)
+        rows = [(at, line[row]) for at, row in enumerate(names) if row in line]
+        axis.errorbar(
+            [estimate.value for _, estimate in rows],
+            [at + shift for at, _ in rows],
+            xerr=_errors([estimate for _, estimate in rows]),
+            fmt=MARKERS[index % len(MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            capsize=2,
+            markersize=5,
+            linewidth=1.3,
+            label=name,
+        )
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel(label)
+    axis.legend(fontsize=8, frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _save(figure, path)
+
+
 def curves(
     series: Mapping[str, Mapping[int, Estimate]],
     path: Path,

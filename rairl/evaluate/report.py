@@ -18,10 +18,12 @@ from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.labels import (
     AGGREGATOR_LABELS,
+    KIND_LABELS,
     LOCATOR_LABELS,
     POLICY_LABELS,
     POOL_LABELS,
     SELECTOR_LABELS,
+    WINDOW_LABELS,
     split_label,
 )
 from rairl.evaluate.localise import first_error, suspicion
@@ -268,7 +270,11 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
             _selector_aurocs(figures),
             _calibration(figures),
         ],
-        "localise": [_locators(figures, name) for name in ["", *_labelled(figures)]],
+        "localise": [
+            *(_locators(figures, name) for name in ["", *_labelled(figures)]),
+            _kinds(figures),
+            _windows(figures),
+        ],
         "audit": [_audit_splits(figures), _audit_checks(figures)],
         "time": [_times(figures)],
     }
@@ -438,15 +444,50 @@ def _labelled(figures: Figures) -> list[str]:
 
 
 def _locators(figures: Figures, name: str) -> Table:
-    columns = {"exact": "exact", "within1": "within one step", "f1": "F1", "acc_error": "accuracy, erroneous",
-               "acc_correct": "accuracy, error-free"}  # fmt: skip
+    columns = {
+        "exact": "exact", "within1": "within one step", "distance": "steps off", "f1": "F1",
+        "acc_error": "accuracy, erroneous", "acc_correct": "accuracy, error-free", "step_auc": "step AUC within trace",
+        "step_auc_pooled": "step AUC, pooled",
+    }  # fmt: skip
     note = (
         "“Exact” and “within one step” are given that there is an error. F1 (harmonic mean of the next two) also asks "
-        "whether there is one; its threshold was chosen on dev."
+        "whether there is one; its threshold was chosen on dev. Step AUC: the first wrong step against earlier ones. "
+        "The reward's locator was chosen on dev, too; the rows below it show what the others would have given."
     )
     prefix = f"localise.{name}." if name else "localise."
     title = f"Human-labelled set: {name}" if name else "First wrong step"
     return _table(figures, title, note, columns, LOCATOR_LABELS, prefix + "{row}.{column}")
+
+
+def _kinds(figures: Figures) -> Table:
+    rows = {f"kind.{kind}": label for kind, label in KIND_LABELS.items()}
+    rows |= {"family.seen": "kinds that training uses, together", "family.unseen": "kinds never used in training"}
+    columns = {
+        "reward.exact": "reward", "logprob.exact": "SFT log-probability", "entropy.exact": "SFT entropy",
+        "chance.exact": "chance", "reward.prefers": "reward prefers the original",
+        "logprob.prefers": "log-probability prefers it",
+    }  # fmt: skip
+    note = (
+        "Right candidates with one error put in: is the step found, and does the original score higher? The kinds from "
+        "“a statement misread” on are made by other means than any training negative."
+    )
+    return _table(figures, "Errors put in, by kind", note, columns, rows, "localise.{row}.{column}")
+
+
+def _windows(figures: Figures) -> Table:
+    sets = {"natural": "natural errors", "seen": "kinds that training uses", "unseen": "kinds never used"}
+    rows = {f"{name}.{rule}": f"{words}: {how}" for name, words in sets.items() for rule, how in WINDOW_LABELS.items()}
+    columns = {
+        "chance": "chance of the rule", "reward": "reward", "reward-chance": "reward − chance",
+        "logprob": "SFT log-probability", "logprob-chance": "log-probability − chance", "entropy": "SFT entropy",
+        "entropy-chance": "entropy − chance",
+    }  # fmt: skip
+    note = (
+        "One token is named: where the reward's largest drop is complete, the least likely one, the one of highest "
+        "entropy. True are the changed tokens, or all of the first wrong step. The wider the window, the more of a hit "
+        "is chance. The reward reads at the end of a step, a few tokens after what is wrong in it."
+    )
+    return _table(figures, "Token windows", note, columns, rows, "localise.window.{row}.{column}")
 
 
 def _audit_splits(figures: Figures) -> Table:

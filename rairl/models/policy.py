@@ -187,38 +187,48 @@ class LogProbs(NamedTuple):
     entropies: np.ndarray
     entropy: float
 
+    @property
+    def per_token(self) -> float:
+        """Log-probability per token of the completion."""
+        return self.total / max(self.tokens, 1)
+
 
 @torch.inference_mode()
-def step_logprobs(
+def completion_surprise(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     traces: Sequence[Trace],
     *,
     batch_tokens: int = 4096,
     progress: bool = False,
-) -> list[LogProbs]:
-    """Log-probability and entropy of every step and of the whole completion."""
+) -> list[tuple[Encoded, np.ndarray]]:
+    """Each trace's tokens, and for those of prompt and completion log-probability and entropy in nats: ``(T, 2)``."""
     encoded = encode(tokenizer, traces)
-    results: list[LogProbs | None] = [None] * len(traces)
+    found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
     bar = tqdm(total=len(traces), desc="log-probabilities", unit="trace", disable=not progress)
     for batch in batches_by_length([len(row.ids) for row in encoded], batch_tokens):
-        ids, _ = pad([encoded[index].ids for index in batch], tokenizer.pad_token_id)
-        surprise = token_surprise(model(input_ids=ids.to(device), use_cache=False).logits, ids.to(device))
-        for (row, spread), index in zip(surprise.movedim(-1, 1).cpu().double().numpy(), batch, strict=True):
-            item, trace = encoded[index], traces[index]
-            bounds = [(token_at(item, step.start + 1), token_at(item, step.end) + 1) for step in trace.steps]
-            counts = np.maximum([end - start for start, end in bounds], 1)
-            sums, entropies = (np.array([of[start:end].sum() for start, end in bounds]) for of in (row, spread))
-            completion = slice(item.prompt_tokens, len(item.ids))
-            results[index] = LogProbs(
-                sums,
-                sums / counts,
-                float(row[completion].sum()),
-                len(row[completion]),
-                entropies / counts,
-                float(spread[completion].mean()),
-            )
+        ids = pad([encoded[index].ids for index in batch], tokenizer.pad_token_id)[0].to(device)
+        surprise = token_surprise(model(input_ids=ids, use_cache=False).logits, ids).cpu().double().numpy()
+        found |= {index: row[: len(encoded[index].ids)] for index, row in zip(batch, surprise, strict=True)}
         bar.update(len(batch))
     bar.close()
-    return [result for result in results if result is not None]
+    return [(item, found[index]) for index, item in enumerate(encoded)]
+
+
+def step_logprobs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace], *, progress: bool = False
+) -> list[LogProbs]:
+    """Log-probability and entropy of every step and of the whole completion."""
+    found = completion_surprise(model, tokenizer, traces, progress=progress)
+    return [by_step(trace, *one) for trace, one in zip(traces, found, strict=True)]
+
+
+def by_step(trace: Trace, item: Encoded, surprise: np.ndarray) -> LogProbs:
+    """A trace's surprise ``(T, 2)``, of prompt and completion, step by step."""
+    bounds = [(token_at(item, step.start + 1), token_at(item, step.end) + 1) for step in trace.steps]
+    sums = np.array([surprise[start:end].sum(axis=0) for start, end in bounds]).reshape(-1, 2)
+    means = sums / np.maximum([end - start for start, end in bounds], 1).reshape(-1, 1)
+    whole = surprise[item.prompt_tokens :]
+    total, entropy = float(whole[:, 0].sum()), float(whole[:, 1].sum()) / max(len(whole), 1)
+    return LogProbs(sums[:, 0], means[:, 0], total, len(whole), means[:, 1], entropy)

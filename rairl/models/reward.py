@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -317,6 +318,17 @@ class RewardModel(nn.Module):
             bar.update(len(part))
         bar.close()
         return scores
+
+    @torch.no_grad()
+    def token_reads(self, traces: Sequence[Trace]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Where in its completion each trace is read (token indices from 0), and the logits: ``(reads,)`` both."""
+        self.eval()
+        reads = self.read(traces)
+        logits, owner = self.logits(reads).double().cpu().numpy(), reads.trace.numpy()
+        bounds = np.searchsorted(owner, np.arange(len(traces) + 1))
+        first = np.array([item.prompt_tokens for item in encode(self.tokenizer, traces)])
+        places = reads.token.numpy() - first[owner]
+        return [(places[start:end], logits[start:end]) for start, end in pairwise(bounds)]
 
     def _score(self, traces: Sequence[Trace]) -> list[Scores]:
         encoded = encode(self.tokenizer, traces)

@@ -9,29 +9,38 @@ from typing import TYPE_CHECKING
 from rairl.errors import RairlError
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import candidates_path, reference_policy
-from rairl.evaluate.labels import LOCATOR_LABELS
+from rairl.evaluate.labels import KIND_LABELS, LOCATOR_LABELS
 from rairl.evaluate.likelihood import Likelihood, likelihoods, read_likelihoods
 from rairl.evaluate.localise import (
+    LOCATORS,
     detection_figures,
     first_error,
     first_error_or_none,
     located_figures,
     location_hits,
     logprob_predictions,
+    step_auc_figures,
+    suspicion,
     trivial_predictions,
 )
+from rairl.evaluate.probes import UNSEEN, Probe, corrupted, originals, probe_figures
 from rairl.evaluate.questions import Table, sums, write_questions
+from rairl.evaluate.rerank import aggregate
 from rairl.evaluate.scores import read_scores
+from rairl.evaluate.windows import changed_tokens, point, window_figures
 from rairl.params import Params
+from rairl.perturb import KINDS
 from rairl.stats import Estimate
 from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from rairl.models.reward import Calibration
+    from rairl.models.reward import Calibration, RewardModel
     from rairl.tracking import Run
 
+PROBED = 100
+"""Questions whose right candidate is corrupted in every way, and whose wrong one is looked at token by token."""
 NATURAL = "natural"
 """Name of the set of a policy's own traces whose steps the dataset's oracle has checked."""
 
@@ -52,10 +61,13 @@ def localise(
 ) -> dict[str, Estimate]:
     """First-error figures on the SFT policy's own wrong traces and on every ``data/labelled_<set>.jsonl``.
 
-    ``localise.<set>.<method>.<exact|within1>`` given an error exists, ``localise.<set>.<method>.<acc_error|acc_correct|
-    f1>`` without that knowledge (the threshold was chosen on dev). The set ``natural`` has no ``<set>.`` in its names;
-    where it does not exist the first labelled set gives the headline under its short names as well. Writes the reads
-    and the predictions to ``scores/<set>.json``, what lies behind ``.exact`` to ``plots/questions.json``.
+    ``localise.<set>.<method>.<exact|within1|distance|step_auc|step_auc_pooled>`` given an error exists,
+    ``localise.<set>.<method>.<acc_error|acc_correct|f1>`` without that knowledge (the threshold was chosen on dev). The
+    set ``natural`` has no ``<set>.`` in its names; where it does not exist the first labelled set gives the headline
+    under its short names as well. On corruptions of right candidates ``localise.<kind.<kind>|family.<seen|unseen>>.
+    <method>.exact`` and ``.<reward|logprob>.prefers`` (share that score below their original); token windows under
+    ``localise.window.<natural|seen|unseen>.<rule>.<method>``. Writes the reads and the predictions to
+    ``scores/<set>.json``, what lies behind ``.exact`` to ``plots/questions.json``.
 
     Raises:
         RairlError: for a file without labels.
@@ -83,6 +95,7 @@ def localise(
         if number == 0:
             figures |= {f"localise{key.removeprefix(prefix)}": figure for key, figure in found.items()}
             behind |= {f"localise{key.removeprefix(prefix)}": rows for key, rows in hits.items()}
+    figures |= _probes(params, model, candidates, policy, sft, plots)
     write_questions(plots, behind)
     run.log_artifact(plots)
     return figures
@@ -122,13 +135,21 @@ def _figures(
     guesses = {row: first_error(reads[row], calibration.locator) for row in wrong}
     predictions: dict[str, list[int]] = {"reward": [guesses[row] for row in wrong]}
     for row, pair in zip(wrong, pairs, strict=True):
-        others = logprob_predictions(pair.sft.steps, pair.sft.mean_steps, pair.ratio.mean_steps)
+        others = {f"reward_{locator}": first_error(reads[row], locator) for locator in LOCATORS}
+        others |= logprob_predictions(pair.sft.steps, pair.sft.mean_steps, pair.ratio.mean_steps)
+        others |= {"base_logprob": int(pair.base.mean_steps.argmin()), "entropy": int(pair.sft.entropies.argmax())}
         if pair.peer is not None:
             others["peer_drop"] = int(pair.peer.mean_steps.argmin())
         others |= trivial_predictions(traces[row])
         for method, step in others.items():
             predictions.setdefault(method, []).append(step)
     figures = located_figures(_wrong(traces), predictions, prefix, **sampling)
+    trusts = {
+        "reward": [suspicion(reads[row], calibration.locator) for row in wrong],
+        "logprob_drop": [pair.sft.mean_steps for pair in pairs],
+        "entropy": [-pair.sft.entropies for pair in pairs],
+    }
+    figures |= step_auc_figures(_wrong(traces), trusts, prefix, **sampling)
     chance = [1 / (len(trace.steps) + 1) for trace in traces]
     figures |= detection_figures(traces, chance, f"{prefix}.chance", **sampling)
     flagged: list[int | None] = [None] * len(traces)
@@ -155,6 +176,82 @@ def _figures(
 
 def _wrong(traces: list[Trace]) -> list[Trace]:
     return [trace for trace in traces if trace.first_error is not None]
+
+
+def _probes(
+    params: Params, model: RewardModel, candidates: Path, policy: str, sft: Path, plots: Path
+) -> dict[str, Estimate]:
+    """Corruptions of right candidates by kind, and token windows on them and on natural errors."""
+    from rairl.models.policy import by_step, completion_surprise, encode, load_policy
+
+    sampling = {"draws": params.report.bootstrap, "seed": params.seed}
+    traces = read_traces(candidates_path(candidates, policy, "test"))
+    right = originals(traces, PROBED)
+    made = [(kind, right[row], bad) for kind in (*KINDS, *UNSEEN) for row, bad in corrupted(right, kind, params.seed)]
+    natural = list({trace.question: trace for trace in reversed(_wrong(traces))}.values())[::-1][:PROBED]
+    every = [*right, *(bad for _, _, bad in made), *natural]
+    if not every:
+        return {}
+    surprise = completion_surprise(*load_policy(sft), every, progress=True)
+    likely = {trace.id: by_step(trace, *found) for trace, found in zip(every, surprise, strict=True)}
+    read = {trace.id: scores for trace, scores in zip(every, model.score(every, progress=True), strict=True)}
+    score = {name: aggregate(scores.steps, scores.last, model.calibration.aggregator) for name, scores in read.items()}
+    found = [
+        Probe(
+            kind,
+            bad,
+            gaps={
+                "reward": score[bad.id] - score[original.id],
+                "logprob": likely[bad.id].per_token - likely[original.id].per_token,
+            },
+            predictions={
+                "reward": first_error(read[bad.id].steps, model.calibration.locator),
+                "logprob": int(likely[bad.id].mean_steps.argmin()),
+                "entropy": int(likely[bad.id].entropies.argmax()),
+            },
+        )
+        for kind, original, bad in made
+    ]
+    figures = probe_figures(found, "localise", **sampling)
+    _plot_kinds(figures, plots / "kinds.png")
+    items = encode(model.tokenizer, every)
+    pointed = {
+        trace.id: point(trace, item, reads, *theirs)
+        for trace, item, reads, theirs in zip(every, items, model.token_reads(every), surprise, strict=True)
+    }
+    sets = {"natural": [(trace, pointed[trace.id].step) for trace in natural]}
+    for family, kinds in (("seen", KINDS), ("unseen", UNSEEN)):
+        sets[family] = [
+            (bad, changed_tokens(pointed[original.id].ids, pointed[bad.id].ids))
+            for kind, original, bad in made
+            if kind in kinds and bad.first_error is not None
+        ]
+    for name, pairs in sets.items():
+        places = [pointed[trace.id] for trace, _ in pairs]
+        if pairs:
+            figures |= window_figures(
+                {method: [place.at[method] for place in places] for method in ("reward", "logprob", "entropy")},
+                [truth for _, truth in pairs],
+                [len(place.ids) for place in places],
+                [trace.question for trace, _ in pairs],
+                f"localise.window.{name}",
+                **sampling,
+            )
+    return figures
+
+
+def _plot_kinds(figures: dict[str, Estimate], path: Path) -> None:
+    labels = {"reward": "reward", "logprob": "SFT log-probability", "chance": "chance"}
+    lines = {
+        label: {
+            words: figures[f"localise.kind.{kind}.{method}.exact"]
+            for kind, words in KIND_LABELS.items()
+            if f"localise.kind.{kind}.{method}.exact" in figures
+        }
+        for method, label in labels.items()
+    }
+    if lines["reward"]:
+        draw.compared(lines, path, label="exact first wrong step, given there is one")
 
 
 def _plot(figures: dict[str, Estimate], prefix: str, path: Path) -> None:

@@ -126,6 +126,7 @@ CAPTIONS = {
     "on_grpo": "The same on the GRPO policy's samples.",
     "reliability": "Reliability: share of right answers against the probability predicted from the reward.",
     "selectors": "Selectors at the headline N; the dashed line is chance.",
+    "kinds": "First wrong step by kind of corruption; the last five kinds are no training negative's.",
     "natural": "First wrong step on the policy's own wrong solutions; the dashed line is chance.",
     "auroc": "Right against wrong chains of one question; the dashed line is chance.",
     "checks": "What moves the reward; the dashed line is blindness.",
