@@ -50,8 +50,8 @@ class LoggedDataset(Section):
     demos: str = Field(description="GSM8K training file, or the hub id openai/gsm8k")
     revision: str | None = Field(default=None, description="pinned revision when `demos` is a hub id")
     logged: str = Field(description="file of model solutions, several per question, correctness known")
-    labelled: str | None = Field(
-        default=None, description="file with human first-error labels (ProcessBench format), or null"
+    labelled: list[str] = Field(
+        default=[], description="files with human first-error labels (ProcessBench, MR-Ben or BIG-Bench-Mistake format)"
     )
     dev: PositiveInt = Field(description="expert traces kept out of training; every choice is made on them")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(

@@ -45,7 +45,8 @@ def files(folder: Path, questions: int = 20, labelled: int = 8, experts: int = 1
     tables = {"demos": demos, "logged": [row(n) for n in range(questions)], "labelled": labels}
     for name, rows in tables.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
-    return {name: str(folder / f"{name}.jsonl") for name in tables}
+    paths = {name: str(folder / f"{name}.jsonl") for name in tables}
+    return {**paths, "labelled": [paths["labelled"]]}
 
 
 def dataset(folder: Path, **changes: Any) -> LoggedDataset:
@@ -90,11 +91,11 @@ def test_labelled_traces_take_the_plain_form_and_keep_their_label(tmp_path: Path
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 2**31), st.floats(0.1, 0.8), st.booleans())
+@given(st.integers(0, 2**31), st.floats(0.1, 0.55), st.booleans())
 def test_splits_are_disjoint_and_deterministic(tmp_path: Path, seed: int, share: float, labels: bool) -> None:
     params = dataset(tmp_path, held_out=share)
     if not labels:
-        params = params.model_copy(update={"labelled": None})
+        params = params.model_copy(update={"labelled": []})
     traces, _ = logged.build(params, seed)
     keys = {name: {question_key(trace.problem) for trace in rows} for name, rows in traces.items()}
     others = set.union(*(keys[name] for name in keys if name not in ("logged_train",)))
@@ -169,9 +170,16 @@ def test_the_preset_keeps_labelled_and_held_out_questions_out_of_training(monkey
         "held_out": 528,
         "negatives": 579,
         "unused": 212,
-        "labelled": 375,
+        "labelled": 375 + 300 + 277,
         "labelled_and_held_out": 163,
     }
+    wrong = {
+        name: sum(trace.first_error is not None for trace in rows) for name, rows in traces.items() if "led_" in name
+    }
+    assert wrong == {"labelled_processbench": 207, "labelled_bigbench_mistake": 238, "labelled_mr_ben": 569}
+    assert {name: len(lines) for name, lines in notes["labelled_left_out"].items()} == {
+        "processbench": 0, "bigbench_mistake": 0, "mr_ben": 2,
+    }  # fmt: skip
     bench = {json.loads(line)["problem"] for line in (FILES / "processbench" / "gsm8k.jsonl").open()}
     assert len(bench) == 375
     assert not bench & {trace.problem for trace in traces["logged_train"] + traces["demos"] + traces["dev"]}

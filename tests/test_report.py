@@ -319,7 +319,7 @@ def logged(finished, tmp_path_factory) -> Finished:
     root = tmp_path_factory.mktemp("logged")
     values = yaml.safe_load((ROOT / "tests" / "miniature.yaml").read_text())
     values["dataset"] = {
-        "name": "gsm8k-logged", "demos": "d", "revision": None, "logged": "l", "labelled": None, "dev": 2,
+        "name": "gsm8k-logged", "demos": "d", "revision": None, "logged": "l", "labelled": [], "dev": 2,
         "held_out": 0.5, "max_demos": None,
     }  # fmt: skip
     shutil.copytree(finished.root / "models", root / "models")

@@ -155,7 +155,7 @@ def test_every_task_reads_what_earlier_ones_write(miniature: Params) -> None:
 
 def test_logged_traces_have_one_share_of_candidates(miniature: Params) -> None:
     logged = {
-        "name": "gsm8k-logged", "demos": "d", "revision": None, "logged": "l", "labelled": None, "dev": 2,
+        "name": "gsm8k-logged", "demos": "d", "revision": None, "logged": "l", "labelled": [], "dev": 2,
         "held_out": 0.5, "max_demos": None,
     }  # fmt: skip
     names = set(tasks_of(parse_params(miniature.model_dump() | {"dataset": logged})))

@@ -3,8 +3,8 @@
 The questions of the logged file are split once, by question:
 
 - *held out* (a random share): their candidates are reranked, and never seen in training;
-- *negatives*: the other questions, without those of the labelled set, whose human labels are for evaluation only;
-- *unused*: the questions of the labelled set that were not held out.
+- *negatives*: the other questions, without those of the labelled sets, whose human labels are for evaluation only;
+- *unused*: the questions of the labelled sets that were not held out.
 
 People's and models' lines are brought to the same written form (:func:`rairl.datasets.gsm8k.plain_step`) and laid out
 alike, so that punctuation, number format and markup do not tell them apart. What is left of style is measured, not
@@ -45,8 +45,11 @@ def build(params: LoggedDataset, seed: int) -> Splits:
         )
     end = None if params.max_demos is None else params.dev + params.max_demos
     candidates = load_candidates(params.logged)
-    labels = labelled.load(params.labelled) if params.labelled else None
-    reserved = {question_key(trace.problem) for trace in labels.traces} if labels else set()
+    labels = [labelled.load(path) for path in params.labelled]
+    names = [found.name for found in labels]
+    if len(set(names)) < len(names):
+        raise RairlError(f"dataset.labelled names two files of one format: {', '.join(params.labelled)}; name one")
+    reserved = {question_key(trace.problem) for found in labels for trace in found.traces}
 
     questions = list(dict.fromkeys(question_key(trace.problem) for trace in candidates))
     random.Random(f"gsm8k-logged/{seed}/questions").shuffle(questions)
@@ -80,9 +83,10 @@ def build(params: LoggedDataset, seed: int) -> Splits:
         "identical_negatives_left_out": len(logged) - len(negatives),
         "models": {name: _accuracy(name, tested) for name in sorted({trace.source for trace in tested})},
     }
+    for found in labels:
+        traces[f"labelled_{found.name}"] = [plain(trace) for trace in found.traces]
     if labels:
-        traces[f"labelled_{labels.name}"] = [plain(trace) for trace in labels.traces]
-        notes["labelled_left_out"] = labels.left_out
+        notes["labelled_left_out"] = {found.name: found.left_out for found in labels}
     return Splits(traces, notes)
 
 

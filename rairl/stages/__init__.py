@@ -272,7 +272,10 @@ def code_digest() -> str:
 def input_files_digest(params: Params) -> str:
     """Short hash of the files that the parameters name (a hub id names none)."""
     files: list[Path] = []
-    for value in (*params.dataset.model_dump().values(), params.base.source, params.reward.backbone):
+    named = [params.base.source, params.reward.backbone]
+    for value in params.dataset.model_dump().values():
+        named += value if isinstance(value, list) else [value]
+    for value in named:
         path = Path(value) if isinstance(value, str) else None
         if path is not None and path.is_file():
             files.append(path)

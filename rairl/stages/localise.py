@@ -104,13 +104,18 @@ def localise(
 def labelled_sets(data: Path, candidates: Path, *, logged: bool) -> dict[str, list[Trace]]:
     """Name to traces with known first errors, the headline set first; sets without any wrong trace are left out.
 
+    The labelled files come in the order of the data card.
+
     Raises:
         RairlError: naming file and trace when a labelled file has a row without a label.
     """
     sets = {}
     path = candidates_path(candidates, reference_policy(logged=logged), "test")
     sets[NATURAL] = [trace for trace in read_traces(path) if trace.labelled]
-    for path in sorted(data.glob("labelled_*.jsonl")):
+    card = data / "card.json"
+    order = list(json.loads(card.read_text(encoding="utf-8")).get("splits", {})) if card.exists() else []
+    known = {name: place for place, name in enumerate(order)}
+    for path in sorted(data.glob("labelled_*.jsonl"), key=lambda path: (known.get(path.stem, len(order)), path.stem)):
         traces = read_traces(path)
         for trace in traces:
             if not trace.labelled:
