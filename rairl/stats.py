@@ -249,17 +249,83 @@ def within_auroc(
     return bootstrap(columns, mixed, ratio, draws=draws, seed=seed)
 
 
+def within_agreement(
+    first: Values, second: Values, groups: Sequence[str], *, draws: int = 1000, seed: int = 0
+) -> Estimate:
+    """Share of pairs of the same question that two scores put in the same order; a tie in one of them counts 1/2.
+
+    Pairs tied in both are left out; .5 is what unrelated scores give.
+    """
+    columns, keys = [], []
+    for key, rows in members_of(groups).items():
+        gaps = [np.subtract.outer(_finite(values)[rows], _finite(values)[rows]) for values in (first, second)]
+        upper = np.triu_indices(len(rows), 1)
+        a, b = (np.sign(gap[upper]) for gap in gaps)
+        counted = (a != 0) | (b != 0)
+        if counted.any():
+            columns.append([float((a == b)[counted].sum() + ((a * b) == 0)[counted].sum() / 2), float(counted.sum())])
+            keys.append(key)
+    return bootstrap(np.array(columns), keys, ratio, draws=draws, seed=seed)
+
+
+def within_correlation(
+    first: Values, second: Values, units: Sequence[str], groups: Sequence[str], *, draws: int = 1000, seed: int = 0
+) -> Estimate:
+    """Pearson correlation of what is left of two quantities after their means per unit.
+
+    Args:
+        first, second: ``(n,)`` each.
+        units: ``(n,)``; means are taken off within a unit (a trace, or a question).
+        groups: ``(n,)``; rows of one question are drawn together.
+    """
+    a, b = (centred(values, units) for values in (first, second))
+    columns = np.stack([a * b, a * a, b * b], axis=1)
+    return bootstrap(
+        columns,
+        groups,
+        lambda sums: sums[..., 0] / np.sqrt(sums[..., 1] * sums[..., 2]),
+        draws=draws,
+        seed=seed,
+    )
+
+
+def centred(values: Values, units: Sequence[str]) -> np.ndarray:
+    """``(n,)`` values minus the mean of their unit."""
+    _, index = np.unique(np.asarray(units, dtype=str), return_inverse=True)
+    array = np.asarray(values, dtype=float)
+    return array - (np.bincount(index, weights=array) / np.bincount(index))[index]
+
+
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """p-values adjusted for their number by Holm's step-down procedure (1979): rejecting those at most alpha keeps the
+    chance of any false rejection among them at most alpha.
+
+    The smallest is multiplied by their number m, the next by m - 1, and so on; never above 1, never below one that was
+    smaller before.
+    """
+    adjusted, floor = {}, 0.0
+    for rank, name in enumerate(sorted(values, key=lambda name: values[name])):
+        floor = max(floor, min(1.0, (len(values) - rank) * values[name]))
+        adjusted[name] = floor
+    return {name: adjusted[name] for name in values}
+
+
+def members_of(groups: Sequence[str]) -> dict[str, list[int]]:
+    """Indices of each group's rows, in order of first appearance."""
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    return members
+
+
 def within_pairs(
     labels: Sequence[bool], scores: Values, groups: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Per question, how many (right, wrong) pairs the scores order right (ties 1/2), and how many pairs there are."""
     scores = _finite(scores)
-    members: dict[str, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
     wins: dict[str, float] = {}
     pairs: dict[str, int] = {}
-    for group, rows in members.items():
+    for group, rows in members_of(groups).items():
         right = scores[[row for row in rows if labels[row]]]
         wrong = scores[[row for row in rows if not labels[row]]]
         margin = right[:, None] - wrong[None, :]

@@ -11,20 +11,30 @@ from rairl.evaluate.audit import (
     NOT_TESTED,
     SUPPORTED,
     answer_block,
+    audited,
+    explained,
     falsification_verdict,
+    lucky,
+    matched_auroc,
     mixed_sample,
+    over_optimisation,
     preference,
+    remove,
     remove_length,
     reward_gaps,
     shuffle_steps,
     shuffled_pairs,
     split_figures,
+    step_correlation,
+    surface,
     swapped_pairs,
+    turned_pairs,
+    variant_figures,
     with_answer_of,
     without_answer,
 )
 from rairl.stats import NOTHING, Estimate, within_auroc
-from rairl.traces import Trace, locate_steps
+from rairl.traces import Trace, locate_steps, relabel
 
 
 def solved(name: str, steps: list[str], answer: str, *, right: bool, group: str = "q") -> Trace:
@@ -73,11 +83,12 @@ def test_split_figures():
     traces = [solved(str(i), ["x" * (1 + i % 2), "y"], "7", right=i % 2 == 0, group=str(i // 2)) for i in range(20)]
     scores = [1.0 if trace.correct else -1.0 for trace in traces]
     figures = split_figures(traces, scores, [0.0] * 20, "audit.test", draws=100, seed=0)
-    values = {name.removeprefix("audit.test."): figure.value for name, figure in figures.items()}
+    values = {name.removeprefix("audit.test."): pytest.approx(figure.value) for name, figure in figures.items()}
     # Here length gives the answer away, and nothing is left of the score once it is removed.
     assert values == {
         "auroc": 1, "auroc_pooled": 1, "auroc_length": 0, "auroc_logprob": 0.5, "auroc_without_length": 0.5,
-        "reward_right": 1, "reward_wrong": -1, "reward_gap": 2,
+        "reward_right": 1, "reward_wrong": -1, "reward_gap": 2, "surface_r2": 1, "auroc_without_surface": 0.5,
+        "auroc_matched_length": 1,
     }  # fmt: skip
     alone = split_figures(traces[:1], scores[:1], [0.0], "audit.x", draws=100, seed=0)
     assert set(alone) == {"audit.x.reward_right"}
@@ -133,3 +144,100 @@ def test_pairs_are_one_per_question():
     assert shuffled_pairs(traces, 0) == shuffled_pairs(traces, 0)
     assert mixed_sample(traces, 1) == [1, 0]
     assert mixed_sample(traces, 2) == [1, 2, 0]
+
+
+def test_surface_features_by_hand():
+    trace = solved("t", ["one 12", "three"], "7", right=True)
+    # 50 characters, 2 steps, 3 digits, 4 tags, 8 words (4 tags, one, 12, three, 7), the longest step of 6 characters
+    assert surface(trace) == [len(trace.text), 2, 3, 4, 8, 6]
+
+
+def test_several_features_are_taken_out_as_by_least_squares():
+    rng = np.random.default_rng(2)
+    scores, features = rng.normal(size=40), rng.normal(size=(40, 3))
+    features[:, 2] = 7.0  # what does not vary explains nothing
+    groups = np.arange(40) // 5
+    design = np.column_stack([features[:, :2], *(groups == g for g in range(8))])
+    left = scores - design @ np.linalg.lstsq(design, scores, rcond=None)[0]
+    keys = [str(g) for g in groups]
+    np.testing.assert_allclose(remove(scores, features, keys), left, atol=1e-9)
+    centred_ = scores - np.array([scores[groups == g].mean() for g in groups])
+    r2 = 1 - (left @ left) / (centred_ @ centred_)
+    assert explained(scores, left, keys, draws=100, seed=0).value == pytest.approx(r2)
+
+
+def test_auroc_at_equal_length_by_hand():
+    correct, scores = [True, False, False, True, False], [1.0, 2.0, 0.5, 5.0, 4.0]
+    lengths, groups = [100, 104, 150, 100, 96], ["a", "a", "a", "b", "b"]
+    # a: 104 is within 5 % of 100 and scores higher, 150 is not; b: 96 is within 5 % and scores lower.
+    assert matched_auroc(correct, scores, lengths, groups, draws=100, seed=0) == pytest.approx((0.5, 0, 1, 2))
+    assert matched_auroc(correct, scores, [1, 2, 4, 1, 9], groups, draws=100, seed=0) == NOTHING
+
+
+def equations(name: str, *steps: str, **known: object) -> Trace:
+    return relabel(solved(name, list(steps), "7", right=True, group=name), **known)
+
+
+def test_turned_pairs_hold_the_same_words():
+    mixed = equations("a", "So 12 - 5 = 7.", "So 7 + 4 = 11.")
+    [(kept, harmless, harmful)] = turned_pairs([mixed, equations("b", "So 7 + 4 = 11.")], 0)
+    assert kept == mixed
+    assert harmless.step_texts() == ["So 12 - 5 = 7.", "So 4 + 7 = 11."]
+    assert harmful.step_texts() == ["So 5 - 12 = 7.", "So 7 + 4 = 11."]
+    assert sorted(harmless.text.split()) == sorted(harmful.text.split()) == sorted(mixed.text.split())
+
+
+def test_step_correlation_is_pearsons_within_traces():
+    traces = [
+        equations("a", "x", "y", "z", first_error=2, labelled=True),
+        equations("b", "x", "y", first_error=1, labelled=True),
+    ]
+    trusts = [np.array([3.0, 1.0, 0.0]), np.array([2.0, 2.5])]
+    value = step_correlation(traces, trusts, draws=100, seed=0).value
+    x = np.array([3.0, 1.0, 0.0]) - 4 / 3, np.array([2.0, 2.5]) - 2.25
+    y = np.array([1, 1, 0]) - 2 / 3, np.array([1, 0]) - 0.5
+    a, b = np.concatenate(x), np.concatenate(y)
+    assert value == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def test_lucky_answers_stand_beside_earned_ones_of_the_same_question():
+    earned = equations("a", "x", labelled=True)
+    by_luck = relabel(earned, id="a2", first_error=0)
+    alone = equations("b", "x", labelled=True)
+    wrong = relabel(earned, id="a3", correct=False, first_error=0)
+    assert lucky([earned, wrong, by_luck, alone]) == [0, 2]
+    assert lucky([earned, alone, wrong]) == []
+
+
+def test_over_optimisation_by_hand():
+    # The wrong one scores highest: more choice makes it worse while the promise grows.
+    correct, scores, predicted = [True, True, False], [0.0, 1.0, 2.0], [0.2, 0.4, 0.9]
+    figures = over_optimisation(correct, scores, predicted, ["q"] * 3, [1, 2, 3], draws=100, seed=0)
+    values = {name.removeprefix("audit.choice."): figure.value for name, figure in figures.items()}
+    assert values["n1.accuracy"] == pytest.approx(2 / 3) and values["n3.accuracy"] == 0
+    assert values["n2.accuracy"] == pytest.approx(1 / 3)
+    assert values["n2.score"] == pytest.approx((2 * 2 + 1) / 3)
+    assert values["n3.predicted"] == pytest.approx(0.9) and values["n3.gap"] == pytest.approx(0.9)
+    assert values["n1.gap"] == pytest.approx(0.5 - 2 / 3)
+    assert not any(
+        "predicted" in name for name in over_optimisation(correct, scores, None, ["q"] * 3, [1], draws=100, seed=0)
+    )
+
+
+def test_variant_figures_by_hand():
+    figures = variant_figures(
+        {"x": [True, False, False]}, {"x": [3.0, 2.0, 1.0]}, {"x": [3.0, 1.0, 4.0]}, {"x": ["q"] * 3}, draws=100, seed=0
+    )
+    values = {name.removeprefix("audit.variant.x."): figure.value for name, figure in figures.items()}
+    assert values == {"auroc": 0.5, "auroc_before": 1, "agreement": pytest.approx(1 / 3)}
+
+
+def test_audited_splits_come_in_order_and_other_aurocs_are_none():
+    names = [
+        "audit.ood_b.auroc",
+        "audit.test.auroc",
+        "audit.variant.x.auroc",
+        "audit.test.auroc_length",
+        "audit.dev.auroc",
+    ]
+    assert audited(names) == ["dev", "test", "ood_b"]

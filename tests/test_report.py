@@ -27,6 +27,7 @@ from rairl.evaluate.questions import read_questions
 from rairl.evaluate.report import cell, claims, embed_json, p_value, summary_table, tables, viewer_rows
 from rairl.evaluate.rerank import AGGREGATORS
 from rairl.evaluate.scores import Saved, read_scores
+from rairl.evaluate.variants import VARIANTS
 from rairl.evaluate.windows import RULES
 from rairl.params import Params, parse_params
 from rairl.segment import think_lines
@@ -177,6 +178,23 @@ def test_the_agreed_names_are_all_there(finished):
         assert {f"localise.window.{s}.{rule}.reward-chance" for s in ("natural", "seen", "unseen")} <= names
     for split in ("test", *arithmetic.OUT_OF_RANGE):
         assert {f"audit.{split}.auroc", f"audit.{split}.auroc_length", f"audit.{split}.reward_gap"} <= names
+        assert {f"audit.{split}.{name}" for name in ("auroc_matched_length", "partial_correlation", "surface_r2",
+                                                     "auroc_without_surface")} <= names  # fmt: skip
+    for variant in VARIANTS:
+        assert {f"audit.variant.{variant}.{name}" for name in ("auroc", "auroc_before", "agreement")} <= names
+    for how in AGGREGATORS:
+        assert {f"audit.shaping.{how}.{name}" for name in ("auroc", "auroc_before", "agreement")} <= names
+    assert {
+        f"audit.choice.n{n}.{name}" for n in (1, 2, 4) for name in ("score", "predicted", "accuracy", "gap")
+    } <= names
+    for check in ("premise", "ngrams"):
+        assert {f"audit.{check}.reward", f"audit.{check}.logprob"} <= names
+    assert {
+        "audit.style.reward",
+        "audit.ngrams.overlap_wrong",
+        "audit.steps.correlation",
+        "audit.shaping.locate.exact",
+    } <= (names)
     assert {"audit.shuffle.reward", "audit.swap.steps", "audit.swap.answer", "time.rerank"} <= names
 
 
@@ -186,6 +204,10 @@ def test_figures_agree_with_one_another(finished):
     assert figures["rerank.oracle"].value == pytest.approx(figures["posttrain.sft.pass@4"].value)
     assert figures["rerank.on_rairl.oracle"].value == pytest.approx(figures["posttrain.rairl.pass@4"].value)
     assert figures["audit.test.auroc"] == figures["rerank.auroc.reward"]
+    assert figures["audit.choice.n4.accuracy"].value == pytest.approx(figures["rerank.reward"].value)
+    assert figures["audit.choice.n1.accuracy"].value == pytest.approx(figures["rerank.random"].value)
+    assert figures["audit.shaping.last.agreement"].value == 1, "the potential is 0 at the end"
+    assert figures["audit.shaping.mean.auroc_before"].value == pytest.approx(figures["audit.test.auroc"].value)
     difference = figures["posttrain.rairl.pass@1"].value - figures["posttrain.sft.pass@1"].value
     assert figures["posttrain.rairl-sft.pass@1"].value == pytest.approx(difference)
     # The authors follow up their wrong steps consistently, so a right answer by wrong steps is rare but possible.
@@ -393,7 +415,8 @@ def test_the_report_needs_nothing_but_itself(finished):
     images = {path.name for path in (finished.root / "report").glob("*.png")}
     assert images == {
         "pass_at_k.png", "splits.png", "curve.png", "on_rairl.png", "on_grpo.png", "selectors.png", "reliability.png",
-        "natural.png", "kinds.png", "auroc.png", "checks.png", "training_grpo.png", "training_rairl.png",
+        "natural.png", "kinds.png", "auroc.png", "checks.png", "variants.png", "choice.png", "training_grpo.png",
+        "training_rairl.png",
     }  # fmt: skip
     assert text.count("data:image/png") == len(images)
 

@@ -7,22 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap as scipy_bootstrap
-from scipy.stats import mannwhitneyu
+from scipy.stats import kendalltau, mannwhitneyu, pearsonr
 from sklearn.metrics import roc_auc_score
 
 from rairl.errors import RairlError
 from rairl.stats import (
+    NOTHING,
     Estimate,
     bootstrap_mean,
+    centred,
     exact,
     from_json,
     hierarchical_bootstrap,
+    holm,
     paired_difference,
     paired_permutation_p,
     pass_at_k,
     pooled_auroc,
     to_json,
+    within_agreement,
     within_auroc,
+    within_correlation,
 )
 
 
@@ -230,3 +235,60 @@ def test_figures_of_one_run_are_drawn_together_and_nothing_comes_of_nothing():
     assert found[:3] == pytest.approx((1, 1, 1))
     assert hierarchical_bootstrap([], first).n == 0
     assert hierarchical_bootstrap(runs_of([(0, 0)]), first).n == 0
+
+
+# --- within questions ------------------------------------------------------------------------------------------------
+
+
+def test_agreement_by_hand():
+    first, second, groups = [1, 2, 3, 5, 5], [1, 3, 2, 7, 8], ["a", "a", "a", "b", "b"]
+    # a: two of three pairs in the same order; b: tied in one of them.
+    assert within_agreement(first, second, groups, draws=100).value == pytest.approx(2.5 / 4)
+    assert within_agreement([1, 1], [2, 2], ["a", "a"]) == NOTHING
+    assert within_agreement([1, 2], [2, 2], ["a", "b"]) == NOTHING
+
+
+@given(st.lists(st.floats(-9, 9), min_size=2, max_size=9, unique=True))
+def test_agreement_with_itself_is_whole_and_with_its_opposite_nothing(values):
+    groups = ["q"] * len(values)
+    assert within_agreement(values, values, groups, draws=100).value == 1
+    assert within_agreement(values, [-value for value in values], groups, draws=100).value == 0
+
+
+def test_agreement_is_kendalls_tau_on_another_scale():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=30), rng.normal(size=30)
+    tau = kendalltau(first, second).statistic
+    assert within_agreement(first, second, ["q"] * 30, draws=100).value == pytest.approx((tau + 1) / 2)
+
+
+def test_correlation_within_units_is_pearsons_of_what_is_left():
+    rng = np.random.default_rng(0)
+    units = [str(row // 5) for row in range(60)]
+    first = rng.normal(size=60) + np.arange(60) // 5 * 10
+    second = first + rng.normal(size=60) - np.arange(60) // 5 * 30
+    a, b = centred(first, units), centred(second, units)
+    assert within_correlation(first, second, units, units, draws=100).value == pytest.approx(pearsonr(a, b).statistic)
+    assert pearsonr(first, second).statistic < 0 < pearsonr(a, b).statistic, "the units' means hide it"
+    one = ["u"] * 60
+    assert within_correlation(first, second, one, units, draws=100).value == pytest.approx(pearsonr(first, second)[0])
+
+
+def test_holm_by_hand():
+    # Sorted .01, .02, .03, .2 times 4, 3, 2, 1: .04, .06, .06 (never below the one before), .2.
+    assert holm({"a": 0.03, "b": 0.01, "c": 0.2, "d": 0.02}) == pytest.approx(
+        {"a": 0.06, "b": 0.04, "c": 0.2, "d": 0.06}
+    )
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.5))
+def test_holm_rejects_step_by_step(values, alpha):
+    adjusted = holm({str(at): value for at, value in enumerate(values)})
+    rejected = set()
+    for rank, at in enumerate(sorted(range(len(values)), key=lambda at: values[at])):
+        if values[at] * (len(values) - rank) > alpha:
+            break
+        rejected.add(str(at))
+    assert {name for name, value in adjusted.items() if value <= alpha} == rejected

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from rairl.evaluate.candidates import by_question
+from rairl.evaluate.probes import Change, turned_round
 from rairl.evaluate.questions import Table, one_each, sums
-from rairl.stats import Estimate, bootstrap_mean, pooled_auroc, within_auroc, within_pairs
+from rairl.evaluate.rerank import best_of_n
+from rairl.stats import (
+    Estimate,
+    Values,
+    bootstrap,
+    bootstrap_mean,
+    centred,
+    members_of,
+    paired_difference,
+    pooled_auroc,
+    ratio,
+    within_agreement,
+    within_auroc,
+    within_correlation,
+    within_pairs,
+)
 from rairl.traces import Step, Trace, relabel
 
 SUPPORTED, NOT_SUPPORTED, FALSIFIED, NOT_TESTED = "supported", "not supported", "falsified", "not tested"
@@ -26,23 +43,67 @@ def falsification_verdict(auroc: Estimate) -> str:
     return SUPPORTED if auroc.low > 0.5 else NOT_SUPPORTED
 
 
-def remove_length(scores: Sequence[float], lengths: Sequence[float], groups: Sequence[str]) -> np.ndarray:
-    """What is left of the scores after a linear regression on length within questions.
+def audited(names: Iterable[str]) -> list[str]:
+    """Splits with a falsification figure ``audit.<split>.auroc`` among the names, test first."""
+    found = {match[1] for name in names if (match := re.fullmatch(r"audit\.([^.]+)\.auroc", name))}
+    return sorted(found, key=lambda name: (name.startswith("ood"), name))
+
+
+def remove(scores: Values, features: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """What is left of the scores after a linear regression on features within questions.
 
     Args:
-        scores, lengths, groups: ``(n,)`` each.
+        scores, groups: ``(n,)`` each.
+        features: ``(n, m)``.
 
     Returns:
-        ``(n,)`` residuals: scores and lengths centred per question, one common slope.
+        ``(n,)`` residuals: scores and features centred per question, one common slope per feature.
     """
-    _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    counts = np.bincount(index)
-    score, length = (
-        (values := np.asarray(raw, dtype=float)) - (np.bincount(index, weights=values) / counts)[index]
-        for raw in (scores, lengths)
-    )
-    spread = float(length @ length)
-    return score - (float(score @ length) / spread if spread > 0 else 0.0) * length
+    score = centred(scores, groups)
+    columns = np.stack([centred(column, groups) for column in np.asarray(features, dtype=float).T], axis=1)
+    spread = columns.std(axis=0)
+    columns = columns[:, spread > 0] / spread[spread > 0]
+    left = score - columns @ np.linalg.lstsq(columns, score, rcond=None)[0]
+    return np.where(np.abs(left) > 1e-9 * np.abs(score).max(initial=0), left, 0.0)  # what is nothing must not rank
+
+
+def remove_length(scores: Values, lengths: Values, groups: Sequence[str]) -> np.ndarray:
+    """:func:`remove` for one feature."""
+    return remove(scores, np.asarray(lengths, dtype=float)[:, None], groups)
+
+
+def surface(trace: Trace) -> list[float]:
+    """What needs no understanding: characters, steps, digits, tags, distinct words, characters of the longest step."""
+    longest = max((step.end - step.start for step in trace.steps), default=0)
+    digits, tags = sum(letter.isdigit() for letter in trace.text), len(re.findall(r"</?\w+>", trace.text))
+    return [len(trace.text), len(trace.steps), digits, tags, len(set(trace.text.split())), longest]
+
+
+def explained(scores: Values, residuals: Values, groups: Sequence[str], *, draws: int, seed: int) -> Estimate:
+    """Share of the scores' variance within questions that the regression behind the residuals explains (R squared)."""
+    columns = np.stack([np.square(residuals), np.square(centred(scores, groups))], axis=1)
+    return bootstrap(columns, groups, lambda sums: 1 - ratio(sums), draws=draws, seed=seed)
+
+
+MATCHED = 0.05
+"""Traces whose lengths differ by at most this share of the longer one count as equally long."""
+
+
+def matched_auroc(
+    correct: Sequence[bool], scores: Values, lengths: Values, groups: Sequence[str], *, draws: int, seed: int
+) -> Estimate:
+    """Within-question AUROC over the pairs of a right and a wrong trace that are equally long, see :data:`MATCHED`."""
+    values, sizes = np.asarray(scores, dtype=float), np.asarray(lengths, dtype=float)
+    columns, keys = [], []
+    for group, rows in members_of(groups).items():
+        right, wrong = [row for row in rows if correct[row]], [row for row in rows if not correct[row]]
+        gap = values[right][:, None] - values[wrong][None, :]
+        long = np.maximum(sizes[right][:, None], sizes[wrong][None, :])
+        near = np.abs(sizes[right][:, None] - sizes[wrong][None, :]) <= MATCHED * long
+        if near.any():
+            columns.append([float((gap > 0)[near].sum() + (gap == 0)[near].sum() / 2), float(near.sum())])
+            keys.append(group)
+    return bootstrap(np.array(columns), keys, ratio, draws=draws, seed=seed)
 
 
 def split_figures(
@@ -59,7 +120,10 @@ def split_figures(
 
     Returns:
         ``<prefix>.auroc`` within question; ``.auroc_pooled`` over all; ``.auroc_length`` and ``.auroc_logprob`` of
-        length and likelihood alone; ``.auroc_without_length`` after length is regressed out; ``.reward_right`` and
+        length and likelihood alone; ``.auroc_without_length`` after length is regressed out; ``.auroc_matched_length``
+        over pairs of equal length; ``.partial_correlation`` of score and correctness, question and length taken out;
+        ``.surface_r2``, how much of the score the features of :func:`surface` explain, and ``.auroc_without_surface``
+        what is left of the AUROC without them; ``.reward_right`` and
         ``.reward_wrong``, the mean scores; ``.reward_gap``, by how much right chains outscore wrong ones of their own
         question, mean over the questions that have both.
     """
@@ -76,6 +140,13 @@ def split_figures(
             correct, remove_length(scores, lengths, groups), groups, **sampling
         ),
     }
+    left = remove(scores, np.array([surface(trace) for trace in traces]), groups)
+    figures[f"{prefix}.auroc_without_surface"] = within_auroc(correct, left, groups, **sampling)
+    figures[f"{prefix}.surface_r2"] = explained(scores, left, groups, **sampling)
+    figures[f"{prefix}.auroc_matched_length"] = matched_auroc(correct, scores, lengths, groups, **sampling)
+    figures[f"{prefix}.partial_correlation"] = within_correlation(
+        remove_length(scores, lengths, groups), remove_length(correct, lengths, groups), groups, groups, **sampling
+    )
     for name, kind in (("right", True), ("wrong", False)):
         rows = [row for row, value in enumerate(correct) if value is kind]
         figures[f"{prefix}.reward_{name}"] = bootstrap_mean(
@@ -189,3 +260,118 @@ def swapped_pairs(traces: Sequence[Trace]) -> list[tuple[int, int, Trace, Trace]
             a, b = traces[right], traces[wrong]
             swaps.append((right, wrong, with_answer_of(a, b), with_answer_of(b, a)))
     return swaps
+
+
+def turned_pairs(traces: Sequence[Trace], seed: int) -> list[tuple[Trace, Trace, Trace]]:
+    """(right trace, its operands turned round where that is right, and where it is wrong), one per usable trace.
+
+    Both changes put the same words and numbers in another order inside one equation; only one of them, the turned
+    difference or quotient, makes a step wrong. A reward that counts n-grams cannot tell them apart.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for trace in traces:
+        harmless, harmful = turned_round(trace, "+*"), turned_round(trace, "-/")
+        if harmless and harmful:
+            picked: list[Change] = [choices[rng.integers(len(choices))] for choices in (harmless, harmful)]
+            found.append((trace, picked[0][0], picked[1][0]))
+    return found
+
+
+def step_correlation(traces: Sequence[Trace], trusts: Sequence[np.ndarray], *, draws: int, seed: int) -> Estimate:
+    """Correlation within traces of a step's trust with its being right, up to and with the first wrong step.
+
+    Args:
+        traces: labelled, each with a first error.
+        trusts: per trace ``(n_steps,)``.
+    """
+    right, values, units, groups = [], [], [], []
+    for trace, trust in zip(traces, trusts, strict=True):
+        for at in range((trace.first_error or 0) + 1):
+            right.append(float(at != trace.first_error))
+            values.append(float(trust[at]))
+            units.append(trace.id)
+            groups.append(trace.question)
+    return within_correlation(values, right, units, groups, draws=draws, seed=seed)
+
+
+def lucky(traces: Sequence[Trace]) -> list[int]:
+    """Indices of right-answer traces of the questions that have some with all steps right and some with a wrong one."""
+    rows = []
+    for members in by_question(traces).values():
+        right = [row for row in members if traces[row].correct and traces[row].labelled]
+        if len({traces[row].first_error is None for row in right}) == 2:
+            rows += right
+    return rows
+
+
+def over_optimisation(
+    correct: Sequence[bool],
+    scores: Values,
+    predicted: Values | None,
+    groups: Sequence[str],
+    ns: Sequence[int],
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Does more choice go on helping? What the reward says of its pick among N, and whether the pick is right.
+
+    Args:
+        correct, scores, groups: ``(n,)`` each.
+        predicted: ``(n,)``, the scores as probabilities by dev's map; None without one.
+        ns: sizes N.
+
+    Returns:
+        ``audit.choice.n<N>.<score|accuracy>`` and, with probabilities, ``.predicted`` and ``.gap`` (predicted minus
+        accuracy, on the same questions): a gap that grows with N is over-optimisation (Gao et al. 2023).
+    """
+    members = members_of(groups)
+    keys = list(members)
+    quantities: dict[str, Values] = {"score": scores, "accuracy": np.asarray(correct, dtype=float)}
+    if predicted is not None:
+        quantities["predicted"] = predicted
+    figures = {}
+    for n in ns:
+        means = {
+            name: [
+                best_of_n([float(scores[row]) for row in rows], [float(values[row]) for row in rows], n)
+                for rows in members.values()
+            ]
+            for name, values in quantities.items()
+        }
+        for name, column in means.items():
+            figures[f"audit.choice.n{n}.{name}"] = bootstrap_mean(column, keys, draws=draws, seed=seed)
+        if predicted is not None:
+            figures[f"audit.choice.n{n}.gap"] = paired_difference(
+                means["predicted"], means["accuracy"], keys, draws=draws, seed=seed
+            )
+    return figures
+
+
+def variant_figures(
+    correct: Mapping[str, Sequence[bool]],
+    before: Mapping[str, Values],
+    after: Mapping[str, Values],
+    groups: Mapping[str, Sequence[str]],
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Per variant of the traces: AUROC within question before and after, and how much of the order is kept.
+
+    Args:
+        correct, before, after, groups: per variant, for each trace that it applies to, whether the trace is right, its
+            score, the variant's score, and its question.
+
+    Returns:
+        ``audit.variant.<name>.<auroc|auroc_before|agreement>``.
+    """
+    figures = {}
+    sampling = {"draws": draws, "seed": seed}
+    for name, right in correct.items():
+        prefix = f"audit.variant.{name}"
+        figures[f"{prefix}.auroc"] = within_auroc(right, after[name], groups[name], **sampling)
+        figures[f"{prefix}.auroc_before"] = within_auroc(right, before[name], groups[name], **sampling)
+        figures[f"{prefix}.agreement"] = within_agreement(before[name], after[name], groups[name], **sampling)
+    return figures

@@ -74,6 +74,28 @@ WINDOW_LABELS = {
     "bucket": "same 15 tokens",
     "bucket_1": "same 15 tokens or the next ones",
 }
+VARIANT_LABELS = {
+    "distracted": "an irrelevant sentence in the problem",
+    "reworded": "the problem in unseen words",
+    "restyled": "steps in another style",
+    "numbered": "steps numbered",
+    "untagged": "no tags, answer in a sentence",
+    "boxed": "answer in a box",
+    "asked": "another prompt",
+}
+CHECK_LABELS = {
+    "shuffle.reward": "true order of steps over a shuffled one: reward",
+    "shuffle.logprob": "the same: SFT log-probability",
+    "swap.steps": "right over wrong steps, same answer: reward",
+    "swap.answer": "right over wrong answer, same steps: reward",
+    "premise.reward": "all steps right over a wrong one, same right answer: reward",
+    "premise.logprob": "the same: SFT log-probability",
+    "lucky.reward": "the same on the policy's own right answers: reward",
+    "ngrams.reward": "same words turned round, still right over now wrong: reward",
+    "ngrams.logprob": "the same: SFT log-probability",
+    "style.reward": "right in another style over wrong in the expert's: reward",
+}
+"""Pairs of which one side should be preferred."""
 SPLIT_LABELS = {
     "ood_longer": "longer chains",
     "ood_operators": "unseen operations",

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, falsification_verdict
+from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, audited, falsification_verdict
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.labels import (
     AGGREGATOR_LABELS,
+    CHECK_LABELS,
     KIND_LABELS,
     LOCATOR_LABELS,
     POLICY_LABELS,
     POOL_LABELS,
     SELECTOR_LABELS,
+    VARIANT_LABELS,
     WINDOW_LABELS,
     split_label,
 )
@@ -228,6 +230,13 @@ def _audit_claims(figures: Figures) -> list[Claim]:
         ("test.auroc_without_length", "The reward is more than length.", "AUROC within question, length removed"),
         ("shuffle.reward", "The reward sees the order of the steps.", "share preferring the true order"),
         ("swap.steps", "The reward sees the steps, not only the answer.", "share preferring right steps, same answer"),
+        ("premise.reward", "The reward sees a wrong step behind a right answer.", "share preferring all steps right"),
+        ("ngrams.reward", "The reward follows what a step says, not its n-grams.", "share preferring the right turn"),
+        (
+            "style.reward",
+            "The reward prefers what is right in another style to what is wrong in the expert's.",
+            "share preferring the right one",
+        ),
     ):
         share = figures.get(f"audit.{name}", NOTHING)
         found.append(
@@ -275,7 +284,14 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
             _kinds(figures),
             _windows(figures),
         ],
-        "audit": [_audit_splits(figures), _audit_checks(figures)],
+        "audit": [
+            _audit_splits(figures),
+            _audit_length(figures),
+            _audit_checks(figures),
+            _audit_variants(figures),
+            _audit_shaping(figures),
+            _audit_choice(figures),
+        ],
         "time": [_times(figures)],
     }
     return {section: [table for table in list_ if table.rows] for section, list_ in found.items()}
@@ -491,15 +507,13 @@ def _windows(figures: Figures) -> Table:
 
 
 def _audit_splits(figures: Figures) -> Table:
-    names = sorted({name.split(".")[1] for name in figures if name.startswith("audit.") and name.endswith(".auroc")})
     columns = {
-        "auroc": "reward", "auroc_without_length": "reward, length removed",
-        "auroc_without_answer": "reward, answer hidden",
-        "auroc_length": "length alone", "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
+        "auroc": "reward", "auroc_without_answer": "reward, answer hidden",
+        "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
         "reward_right": "mean reward, right", "reward_wrong": "mean reward, wrong",
         "reward_gap": "reward gap, right − wrong",
     }  # fmt: skip
-    rows = {name: split_label(name) for name in sorted(names, key=lambda name: (_is_ood(name), name))}
+    rows = {name: split_label(name) for name in audited(figures)}
     note = "AUROC of right against wrong chains, within question unless pooled; the reward gap is within question too."
     table = _table(figures, "Right against wrong chains", note, columns, rows, "audit.{row}.{column}")
     for name, label in rows.items():
@@ -508,16 +522,61 @@ def _audit_splits(figures: Figures) -> Table:
     return table
 
 
-def _audit_checks(figures: Figures) -> Table:
-    rows = {
-        "shuffle.reward": "true order of steps over a shuffled one: reward",
-        "shuffle.logprob": "the same: SFT log-probability",
-        "swap.steps": "right over wrong steps, same answer: reward",
-        "swap.answer": "right over wrong answer, same steps: reward",
-    }
-    return _table(
-        figures, "What moves the reward", "Share of pairs; .5 is blind.", {"": "share"}, rows, "audit.{row}{column}"
+def _audit_length(figures: Figures) -> Table:
+    columns = {
+        "auroc": "reward", "auroc_length": "length alone", "auroc_without_length": "reward, length removed",
+        "auroc_matched_length": "reward, equal length", "partial_correlation": "partial correlation",
+        "surface_r2": "R² of surface features", "auroc_without_surface": "reward, surface removed",
+    }  # fmt: skip
+    rows = {name: split_label(name) for name in audited(figures)}
+    note = (
+        "AUROC within question, unless said otherwise. Equal length: pairs within 5 %. Partial correlation of reward "
+        "and correctness, question and length taken out. Surface: characters, steps, digits, tags, distinct words, "
+        "longest step."
     )
+    table = _table(figures, "Length and surface", note, columns, rows, "audit.{row}.{column}")
+    for name, label in rows.items():
+        table.rows[label].append(falsification_verdict(figures.get(f"audit.{name}.auroc_without_length", NOTHING)))
+    table.columns.append("verdict, length removed")
+    return table
+
+
+def _audit_checks(figures: Figures) -> Table:
+    note = "Share of pairs in which the side that should win does; .5 is blind."
+    if "audit.ngrams.overlap_right" in figures:
+        overlaps = [figures[f"audit.ngrams.overlap_{side}"].value for side in ("right", "wrong")]
+        note += (
+            " “Turned round”: 12 + 5 to 5 + 12 against 12 − 5 to 5 − 12, which share {:.2f} and {:.2f} of their word "
+        )
+        note = note.format(*overlaps) + "pairs with the original."
+    return _table(figures, "What moves the reward", note, {"": "share"}, CHECK_LABELS, "audit.{row}{column}")
+
+
+def _audit_variants(figures: Figures) -> Table:
+    columns = {"auroc_before": "AUROC as written", "auroc": "AUROC, changed", "agreement": "order kept"}
+    note = (
+        "Candidates of the same question, all changed alike, what they say left alone. Order kept: share of pairs that "
+        "stay in order; .5 is chance."
+    )
+    return _table(figures, "Form and wording", note, columns, VARIANT_LABELS, "audit.variant.{row}.{column}")
+
+
+def _audit_shaping(figures: Figures) -> Table:
+    rows = dict(AGGREGATOR_LABELS) | {"g": "learned reward g", "f": "f, with the learned shaping"}
+    columns = {"auroc_before": "AUROC", "auroc": "AUROC, shaped", "agreement": "order kept"}
+    note = "A random potential of the state, as large as the reward's own increments, is added; 0 at the end. "
+    if "audit.shaping.locate.exact" in figures:
+        before, after = (figures[f"audit.shaping.locate.{name}"] for name in ("exact_before", "exact"))
+        note += f"First wrong step, exact: {before} before, {after} after."
+    return _table(figures, "Potential shaping", note, columns, rows, "audit.shaping.{row}.{column}")
+
+
+def _audit_choice(figures: Figures) -> Table:
+    found = (re.fullmatch(r"audit\.choice\.n(\d+)\.score", name) for name in figures)
+    rows = {f"n{n}": f"N = {n}" for n in sorted(int(match[1]) for match in found if match)}
+    columns = {"score": "score of the pick", "predicted": "predicted accuracy", "accuracy": "accuracy", "gap": "gap"}
+    note = "The candidate with the best score among N. A gap that grows with N is over-optimisation."
+    return _table(figures, "Over-optimisation by choice", note, columns, rows, "audit.choice.{row}.{column}")
 
 
 def _times(figures: Figures) -> Table:
@@ -649,9 +708,7 @@ def summary_table(metrics: Mapping[str, Mapping[str, float]]) -> RichTable:
         | {"rerank.reward-majority": "reward − majority vote"},
         "first wrong step, exact": {f"localise.{name}.exact": label for name, label in LOCATOR_LABELS.items()}
         | {"localise.reward-chance.exact": "reward − chance"},
-        "AUROC within question (.5 is chance)": {
-            name: name.split(".")[1] for name in figures if name.startswith("audit.") and name.endswith(".auroc")
-        },
+        "AUROC within question (.5 is chance)": {f"audit.{name}.auroc": name for name in audited(figures)},
     }
     for section, rows in sections.items():
         present = {name: label for name, label in rows.items() if name in figures}

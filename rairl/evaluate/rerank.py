@@ -56,8 +56,8 @@ def aggregate(steps: np.ndarray, last: float, how: str) -> float:
     return float(steps.mean() if how == "mean" else steps.min())
 
 
-def best_of_n(scores: Sequence[float], correct: Sequence[bool], n: int) -> float:
-    """Expected correctness of the highest-scoring candidate in a random N-subset.
+def best_of_n(scores: Sequence[float], correct: Sequence[float], n: int) -> float:
+    """Expected correctness (or any other value) of the highest-scoring candidate in a random N-subset.
 
     Candidate i (1-based, best first) of m wins with probability ``C(m - i, N - 1) / C(m, N)``; candidates with equal
     scores share their probabilities.
@@ -77,7 +77,7 @@ def _chances(size: int, n: int) -> np.ndarray:
     return np.array([comb(size - i, n - 1) for i in range(1, size + 1)], dtype=float) / comb(size, n)
 
 
-def _ranked(scores: Sequence[float], correct: Sequence[bool]) -> np.ndarray:
+def _ranked(scores: Sequence[float], correct: Sequence[float]) -> np.ndarray:
     """Correctness by rank, best first; candidates with equal scores have their mean: ``(m,)``."""
     values = np.asarray(scores, dtype=float)
     order = np.argsort(-values, kind="stable")

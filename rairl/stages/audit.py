@@ -1,22 +1,30 @@
-"""Stage audit: out of distribution, length, step order, the answer's weight, and the falsification test."""
+"""Stage audit: shift, length, surface, form, wording, shaping, the answer's weight, and the falsification test."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
 from rairl.evaluate.audit import (
     answer_block,
+    audited,
     falsification_verdict,
+    lucky,
     mixed_sample,
+    over_optimisation,
     preference,
     shuffled_pairs,
     split_figures,
     split_questions,
+    step_correlation,
     swapped_pairs,
+    turned_pairs,
+    variant_figures,
+    with_answer_of,
     without_answer,
 )
 from rairl.evaluate.candidates import (
@@ -28,21 +36,39 @@ from rairl.evaluate.candidates import (
     require_answered,
     splits_of,
 )
-from rairl.evaluate.labels import split_label
+from rairl.evaluate.labels import CHECK_LABELS, VARIANT_LABELS, split_label
+from rairl.evaluate.localise import first_error, suspicion
+from rairl.evaluate.probability import probabilities
+from rairl.evaluate.probes import corrupted, originals
 from rairl.evaluate.questions import Table, write_questions
-from rairl.evaluate.rerank import aggregate
-from rairl.evaluate.scores import read_scores
+from rairl.evaluate.rerank import AGGREGATORS, aggregate
+from rairl.evaluate.scores import Saved, read_scores
+from rairl.evaluate.shaping import shaped
+from rairl.evaluate.training import powers_of_two
+from rairl.evaluate.variants import VARIANTS, overlap
 from rairl.params import Params
-from rairl.stats import Estimate, to_json, within_auroc
+from rairl.perturb import KINDS
+from rairl.stats import (
+    Estimate,
+    bootstrap_mean,
+    members_of,
+    paired_difference,
+    to_json,
+    within_agreement,
+    within_auroc,
+)
 
 if TYPE_CHECKING:
+    from rairl.models.policy import LogProbs
     from rairl.models.reward import RewardModel
     from rairl.traces import Trace
     from rairl.tracking import Run
 
 
 MASKED = 2
-"""Right and wrong candidates per question that are scored again with their answers hidden."""
+"""Right and wrong candidates per question that are scored again in another form."""
+SAMPLED = 75
+"""Questions whose candidates are scored again in other forms and wordings."""
 
 
 def audit(
@@ -58,19 +84,23 @@ def audit(
 ) -> dict[str, Estimate]:
     """Checks of the reward on the SFT policy's candidates (with logged traces: the held-out logged ones).
 
-    Per split ``audit.<split>.<auroc|auroc_pooled|auroc_length|auroc_logprob|auroc_without_length|reward_right|
-    reward_wrong|reward_gap>``. On test ``audit.test.auroc_without_answer`` (text cut off after the last
-    step; at most two right and two wrong candidates per question, as this one is scored anew);
-    ``audit.shuffle.reward`` (share of right traces that outscore a copy with its steps in another order;
-    ``audit.shuffle.logprob`` the SFT policy's own preference);
-    ``audit.swap.answer`` (same right steps: right against wrong answer) and
-    ``audit.swap.steps`` (same right answer: right against wrong steps). .5 is blind everywhere. Verdicts of the
-    falsification rule go to ``plots/verdicts.json``, what lies behind AUROC and reward to ``plots/questions.json``.
+    Per split ``audit.<split>.<auroc|...>``, see :func:`rairl.evaluate.audit.split_figures`. On test:
+
+    - ``audit.test.auroc_without_answer``: text cut off after the last step (a sample, as it is scored anew);
+    - ``audit.<shuffle|swap|premise|lucky|ngrams|style>.*``: shares of pairs in which the side that should win wins, .5
+      is blind, the SFT policy's log-probability beside it where there is a choice;
+    - ``audit.variant.<name>.*``: the same solutions in another form or wording (:mod:`rairl.evaluate.variants`);
+    - ``audit.shaping.*``: what a random potential does to each use (:mod:`rairl.evaluate.shaping`); for form ``airl``
+      ``audit.shaping.<g|f>.auroc``, the reward with and without the learned shaping;
+    - ``audit.choice.n<N>.*``: over-optimisation by choice;
+    - ``audit.steps.correlation``: of a step's trust with its being right, within traces.
+
+    Verdicts of the falsification rule go to ``plots/verdicts.json``, what lies behind AUROC and reward to
+    ``plots/questions.json``.
 
     Raises:
         RairlError: for candidates that are missing, not judged or without log-probability.
     """
-    from rairl.models.policy import load_policy, step_logprobs
     from rairl.models.reward import RewardModel
 
     model = RewardModel.from_pretrained(reward)
@@ -82,38 +112,13 @@ def audit(
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
         require_answered(traces, data / f"{split}.jsonl", path)
-        scores = read_scores(rerank_scores / f"{policy}.{split}.json").scores(traces)
+        saved = read_scores(rerank_scores / f"{policy}.{split}.json")
+        scores = saved.scores(traces)
         logprobs = [logprob(trace, path, mean=True) for trace in traces]
         figures |= split_figures(traces, scores, logprobs, f"audit.{split}", **sampling)
         behind |= split_questions(traces, scores, f"audit.{split}")
-        if split != "test":
-            continue
-        if all(answer_block(trace).strip() for trace in traces if trace.answer is not None):
-            some = [traces[row] for row in mixed_sample(traces, MASKED)]
-            masked = _score(model, [without_answer(trace) if trace.steps else trace for trace in some])
-            figures["audit.test.auroc_without_answer"] = within_auroc(
-                [bool(trace.correct) for trace in some], masked, questions(some), **sampling
-            )
-        shuffled = shuffled_pairs(traces, params.seed)
-        if shuffled:
-            kept, copies = [traces[row] for row, _ in shuffled], [copy for _, copy in shuffled]
-            figures["audit.shuffle.reward"] = preference(
-                [scores[row] for row, _ in shuffled], _score(model, copies), questions(kept), **sampling
-            )
-            likelihoods = step_logprobs(*load_policy(sft), [*kept, *copies])
-            means = [likelihood.total / likelihood.tokens for likelihood in likelihoods]
-            figures["audit.shuffle.logprob"] = preference(
-                means[: len(kept)], means[len(kept) :], questions(kept), **sampling
-            )
-        swaps = swapped_pairs(traces)
-        if swaps:
-            right = [scores[row] for row, _, _, _ in swaps]
-            keys = [traces[row].question for row, _, _, _ in swaps]
-            for name, rivals in (
-                ("answer", [rival for _, _, rival, _ in swaps]),
-                ("steps", [rival for _, _, _, rival in swaps]),
-            ):
-                figures[f"audit.swap.{name}"] = preference(right, _score(model, rivals), keys, **sampling)
+        if split == "test":
+            figures |= _Checks(params, model, sft, traces, saved).figures()
     figures = {name: figure for name, figure in figures.items() if figure.n}
     write_questions(plots, behind)
     _write(figures, plots)
@@ -121,15 +126,217 @@ def audit(
     return figures
 
 
-def _score(model: RewardModel, traces: Sequence[Trace]) -> list[float]:
-    return [
-        aggregate(read.steps, read.last, model.calibration.aggregator) for read in model.score(traces, progress=True)
-    ]
+@dataclass
+class _Checks:
+    """The checks on the test candidates: what they have in common is the material and what it was scored."""
+
+    params: Params
+    model: RewardModel
+    sft: Path
+    traces: list[Trace]
+    saved: Saved
+
+    def __post_init__(self) -> None:
+        self.sampling = {"draws": self.params.report.bootstrap, "seed": self.params.seed}
+        self.scores = self.saved.scores(self.traces)
+        self.score_of = dict(zip((trace.id for trace in self.traces), self.scores, strict=True))
+
+    def figures(self) -> dict[str, Estimate]:
+        """All of them."""
+        return {
+            **self._masked(),
+            **self._swapped(),
+            **self._pairs(),
+            **self._variants(),
+            **self._shaping(),
+            **self._learned_shaping(),
+            **self._choice(),
+            **self._steps(),
+        }
+
+    def _score(self, traces: Sequence[Trace]) -> list[float]:
+        reads = self.model.score(traces, progress=True)
+        return [aggregate(read.steps, read.last, self.model.calibration.aggregator) for read in reads]
+
+    def _likelihoods(self, traces: Sequence[Trace]) -> list[float]:
+        from rairl.models.policy import load_policy, step_logprobs
+
+        found: list[LogProbs] = step_logprobs(*load_policy(self.sft), traces)
+        return [one.per_token for one in found]
+
+    def _sample(self) -> list[Trace]:
+        return [self.traces[row] for row in mixed_sample(self.traces, MASKED)]
+
+    def _masked(self) -> dict[str, Estimate]:
+        if not all(answer_block(trace).strip() for trace in self.traces if trace.answer is not None):
+            return {}
+        some = self._sample()
+        masked = self._score([without_answer(trace) if trace.steps else trace for trace in some])
+        right = [bool(trace.correct) for trace in some]
+        return {"audit.test.auroc_without_answer": within_auroc(right, masked, questions(some), **self.sampling)}
+
+    def _swapped(self) -> dict[str, Estimate]:
+        swaps = swapped_pairs(self.traces)
+        right = [self.scores[row] for row, _, _, _ in swaps]
+        keys = [self.traces[row].question for row, _, _, _ in swaps]
+        rivals = {"answer": [rival for *_, rival, _ in swaps], "steps": [rival for *_, rival in swaps]}
+        return {
+            f"audit.swap.{name}": preference(right, self._score(found), keys, **self.sampling)
+            for name, found in rivals.items()
+            if found
+        }
+
+    def _pairs(self) -> dict[str, Estimate]:
+        """Pairs that differ in one respect, the better one first; scored by the reward and by the SFT policy."""
+        good = originals(self.traces, len(self.traces))
+        turned = turned_pairs(good, self.params.seed)
+        premise = [
+            (good[row], with_answer_of(bad, good[row]))
+            for kind in KINDS
+            for row, bad in corrupted(good[:SAMPLED], kind, self.params.seed)
+            if bad.first_error is not None and answer_block(good[row]).strip()
+        ]
+        pairs = {
+            "shuffle": [(self.traces[row], copy) for row, copy in shuffled_pairs(self.traces, self.params.seed)],
+            "premise": premise,
+            "ngrams": [(harmless, harmful) for _, harmless, harmful in turned],
+            "style": self._styles(),
+        }
+        every = {(trace.problem, trace.text): trace for found in pairs.values() for pair in found for trace in pair}
+        if not every:
+            return {}
+        figures = {}
+        for method, values in (("reward", self._score), ("logprob", self._likelihoods)):
+            known = dict(zip(every, values(list(every.values())), strict=True))
+            for name, found in pairs.items():
+                if not found or (name == "style" and method == "logprob"):
+                    continue
+                better, worse = ([known[pair[side].problem, pair[side].text] for pair in found] for side in (0, 1))
+                keys = [pair[0].question for pair in found]
+                figures[f"audit.{name}.{method}"] = preference(better, worse, keys, **self.sampling)
+        for at, name in ((1, "right"), (2, "wrong")):
+            shares = [overlap(found[0].text, found[at].text) for found in turned]
+            figures[f"audit.ngrams.overlap_{name}"] = bootstrap_mean(
+                shares, [found[0].question for found in turned], **self.sampling
+            )
+        rows = lucky(self.traces)
+        figures["audit.lucky.reward"] = within_auroc(
+            [self.traces[row].first_error is None for row in rows],
+            [self.scores[row] for row in rows],
+            [self.traces[row].question for row in rows],
+            **self.sampling,
+        )
+        return figures
+
+    def _styles(self) -> list[tuple[Trace, Trace]]:
+        """Per question the first right candidate in another style, and the first wrong one as it is."""
+        found = []
+        for rows in members_of(questions(self.traces)).values():
+            right = next((self.traces[row] for row in rows if self.traces[row].correct), None)
+            wrong = next((self.traces[row] for row in rows if not self.traces[row].correct), None)
+            restyled = None if right is None else VARIANTS["restyled"](right)
+            if restyled is not None and wrong is not None:
+                found.append((restyled, wrong))
+        return found
+
+    def _variants(self) -> dict[str, Estimate]:
+        some = self._sample()
+        chosen = set(list(members_of(questions(some)))[:SAMPLED])
+        some = [trace for trace in some if trace.question in chosen]
+        changed = {name: [(trace, change(trace)) for trace in some] for name, change in VARIANTS.items()}
+        kept = {
+            name: [(trace, one) for trace, one in found if one is not None]
+            for name, found in changed.items()
+            if any(one is not None for _, one in found)
+        }
+        after = self._score([one for found in kept.values() for _, one in found])
+        at = 0
+        scored: dict[str, list[float]] = {}
+        for name, found in kept.items():
+            scored[name] = after[at : at + len(found)]
+            at += len(found)
+        return variant_figures(
+            {name: [bool(trace.correct) for trace, _ in found] for name, found in kept.items()},
+            {name: [self.score_of[trace.id] for trace, _ in found] for name, found in kept.items()},
+            scored,
+            {name: [trace.question for trace, _ in found] for name, found in kept.items()},
+            **self.sampling,
+        )
+
+    def _shaping(self) -> dict[str, Estimate]:
+        traces = [trace for trace in self.traces if trace.steps]
+        reads = self.saved.steps(traces)
+        moved = shaped(traces, reads, self.params.seed)
+        keys, right = questions(traces), [bool(trace.correct) for trace in traces]
+        figures = {}
+        for how in AGGREGATORS:
+            before = self.saved.scores_by(traces, how)
+            after = [aggregate(row, before[at] if how == "last" else row[-1], how) for at, row in enumerate(moved)]
+            figures[f"audit.shaping.{how}.auroc_before"] = within_auroc(right, before, keys, **self.sampling)
+            figures[f"audit.shaping.{how}.auroc"] = within_auroc(right, after, keys, **self.sampling)
+            figures[f"audit.shaping.{how}.agreement"] = within_agreement(before, after, keys, **self.sampling)
+        wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
+        groups = [keys[row] for row in wrong]
+        hits = [
+            [float(first_error(found[row], self.saved.locator) == traces[row].first_error) for row in wrong]
+            for found in (reads, moved)
+        ]
+        figures["audit.shaping.locate.exact_before"] = bootstrap_mean(hits[0], groups, **self.sampling)
+        figures["audit.shaping.locate.exact"] = bootstrap_mean(hits[1], groups, **self.sampling)
+        figures["audit.shaping.locate.change"] = paired_difference(hits[1], hits[0], groups, **self.sampling)
+        return figures
+
+    def _learned_shaping(self) -> dict[str, Estimate]:
+        """Form ``airl``: the reward g, and f with the potential that it was learned beside, summed over a trace."""
+        if self.model.params.form != "airl":
+            return {}
+        import torch
+
+        from rairl.learn.objectives import airl_logits
+
+        some = self._sample()
+        if not some:
+            return {}
+        with torch.no_grad():
+            reads = self.model.read(some)
+            terms = self.model.terms(reads).cpu()
+            zeros = torch.zeros(len(reads.trace))
+            sums = {
+                name: torch.zeros(len(some)).index_add(0, reads.trace, values).tolist()
+                for name, values in (
+                    ("g", terms[:, 0]),
+                    ("f", airl_logits(terms, reads.trace, zeros, self.model.params.discount)),
+                )
+            }
+        right = [bool(trace.correct) for trace in some]
+        figures = {
+            f"audit.shaping.{name}.auroc": within_auroc(right, values, questions(some), **self.sampling)
+            for name, values in sums.items()
+        }
+        figures["audit.shaping.f.agreement"] = within_agreement(sums["g"], sums["f"], questions(some), **self.sampling)
+        return figures
+
+    def _choice(self) -> dict[str, Estimate]:
+        calibration = self.model.calibration
+        predicted = None
+        if calibration.slope is not None and calibration.intercept is not None:
+            predicted = probabilities(self.scores, calibration.slope, calibration.intercept)
+        size = min(map(len, members_of(questions(self.traces)).values()))
+        right = [bool(trace.correct) for trace in self.traces]
+        ns = powers_of_two(size)
+        return over_optimisation(right, self.scores, predicted, questions(self.traces), ns, **self.sampling)
+
+    def _steps(self) -> dict[str, Estimate]:
+        wrong = [trace for trace in self.traces if trace.first_error is not None]
+        if not wrong:
+            return {}
+        trusts = [suspicion(row, self.saved.locator) for row in self.saved.steps(wrong)]
+        return {"audit.steps.correlation": step_correlation(wrong, trusts, **self.sampling)}
 
 
-def _write(figures: dict[str, Estimate], plots: Path) -> None:
+def _write(figures: Mapping[str, Estimate], plots: Path) -> None:
     plots.mkdir(parents=True, exist_ok=True)
-    aurocs = {key.split(".")[1]: figure for key, figure in figures.items() if key.endswith(".auroc")}
+    aurocs = {split: figures[f"audit.{split}.auroc"] for split in audited(figures)}
     verdicts = {
         split: {"verdict": falsification_verdict(figure), **to_json({"auroc": figure})["auroc"]}
         for split, figure in aurocs.items()
@@ -151,12 +358,29 @@ def _write(figures: dict[str, Estimate], plots: Path) -> None:
     }
     if aurocs:
         draw.groups(series, plots / "auroc.png", ylabel="AUROC within question, right against wrong", reference=0.5)
-    checks = {
-        "shuffle.reward": "steps in order vs shuffled: reward",
-        "shuffle.logprob": "the same: SFT log-probability",
-        "swap.steps": "right vs wrong steps, same answer",
-        "swap.answer": "right vs wrong answer, same steps",
-    }
-    rows = {label: figures[f"audit.{name}"] for name, label in checks.items() if f"audit.{name}" in figures}
+    rows = {label: figures[f"audit.{name}"] for name, label in CHECK_LABELS.items() if f"audit.{name}" in figures}
     if rows:
         draw.forest(rows, plots / "checks.png", label="share of pairs preferred as it should be", reference=0.5)
+    variants = {
+        label: {
+            words: figures[f"audit.variant.{name}.{key}"]
+            for name, words in VARIANT_LABELS.items()
+            if f"audit.variant.{name}.{key}" in figures
+        }
+        for key, label in (("auroc_before", "AUROC before"), ("auroc", "AUROC after"), ("agreement", "order kept"))
+    }
+    if variants["AUROC after"]:
+        draw.compared(variants, plots / "variants.png", label="within question; .5 is chance")
+    keys = {"predicted": "what the reward predicts of its pick", "accuracy": "how often the pick is right"}
+    chosen = {
+        label: {
+            int(name.split(".")[2].removeprefix("n")): figure
+            for name, figure in figures.items()
+            if name.startswith("audit.choice.n") and name.endswith(f".{key}")
+        }
+        for key, label in keys.items()
+    }
+    if all(chosen.values()):
+        draw.curves(
+            chosen, plots / "choice.png", xlabel="N (candidates to choose from)", ylabel="probability of a right answer"
+        )

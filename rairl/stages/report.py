@@ -130,6 +130,8 @@ CAPTIONS = {
     "natural": "First wrong step on the policy's own wrong solutions; the dashed line is chance.",
     "auroc": "Right against wrong chains of one question; the dashed line is chance.",
     "checks": "What moves the reward; the dashed line is blindness.",
+    "variants": "The same solutions in another form or wording.",
+    "choice": "Over-optimisation by choice: what the reward promises of its pick among N, and what the pick is worth.",
 }
 
 
