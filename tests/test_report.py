@@ -24,7 +24,18 @@ from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import POLICIES, candidates_path
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.evaluate.questions import read_questions
-from rairl.evaluate.report import cell, claims, embed_json, p_value, summary_table, tables, viewer_rows
+from rairl.evaluate.report import (
+    RERANKING,
+    adjusted,
+    cell,
+    claims,
+    difference_verdict,
+    embed_json,
+    p_value,
+    summary_table,
+    tables,
+    viewer_rows,
+)
 from rairl.evaluate.rerank import AGGREGATORS
 from rairl.evaluate.scores import Saved, read_scores
 from rairl.evaluate.variants import VARIANTS
@@ -145,16 +156,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_the_agreed_names_are_all_there(finished):
     names = set(json.loads((finished.root / "metrics.json").read_text()))
     for policy in POLICIES:
-        for figure in ("pass@1", "pass@2", "pass@4", "greedy", "exact", "process@1", "format", "length", "t0.5.pass@1"):
+        for figure in ("pass@1", "pass@2", "pass@4", "greedy", "exact", "process@1", "format", "length", "t0.5.pass@1",
+                       "loose_form", "wrong_answer", "no_answer", "distinct", "answer_entropy", "entropy"):  # fmt: skip
             assert f"posttrain.{policy}.{figure}" in names
         for split in arithmetic.OUT_OF_RANGE:
             assert f"posttrain.{policy}.{split}.pass@1" in names
     for pair in ("rairl-sft", "rairl-sft_last", "rairl-peer", "grpo-sft", "rairl-grpo"):
-        for figure in ("pass@1", "process@1", "t0.5.pass@1"):
+        for figure in ("pass@1", "process@1", "t0.5.pass@1", "equal_length"):
             assert {f"posttrain.{pair}.{figure}", f"posttrain.{pair}.{figure}.p"} <= names
     for prefix in ("rerank", "rerank.on_rairl", "rerank.on_grpo", "rerank.ood_longer"):
-        for method in ("random", "reward", "reward_vote", "majority", "logprob", "logprob_sum", "peer_logprob", "logratio",
-                       "logratio_sum", "entropy", "shortest", "longest", "oracle", "n", "calibration.ece",
+        for method in ("random", "reward", "reward_vote", "majority", "logprob", "logprob_sum", "peer_logprob",
+                       "logratio", "logratio_sum", "entropy", "shortest", "longest", "oracle", "n", "calibration.ece",
                        "calibration.brier", "calibration.brier_base"):  # fmt: skip
             assert f"{prefix}.{method}" in names
         assert {f"{prefix}.reward-logratio", f"{prefix}.reward-logratio.p", f"{prefix}.auroc.logratio"} <= names
@@ -324,7 +336,8 @@ def test_labelled_sets_are_scored_under_their_name(finished, tmp_path):
     assert set(saved) == {trace.id for trace in traces}
     sections = tables(figures)["localise"]
     assert [table.title for table in sections] == [
-        "First wrong step", "Human-labelled set: human", "Errors put in, by kind", "Token windows",
+        "First wrong step", "Human-labelled set: human", "What the reward adds to each locator",
+        "Errors put in, by kind", "Token windows",
     ]  # fmt: skip
 
 
@@ -490,6 +503,22 @@ def test_claims_follow_fixed_rules():
     assert verdicts["The reward sees the order of the steps."] == NOT_SUPPORTED
     assert not any("which model" in text for text in verdicts), "one policy's samples have no model to know"
     assert {claim.verdict for claim in claims({})} == {NOT_TESTED}
+
+
+def test_many_comparisons_are_corrected_for_their_number():
+    sure = Estimate(0.1, 0.01, 0.2, 50)
+    rivals = ("random", "majority", "logprob")
+    figures = {f"rerank.reward-{rival}": sure for rival in rivals}
+    figures |= {f"rerank.reward-{rival}.p": exact(p) for rival, p in zip(rivals, (0.01, 0.03, 0.04), strict=True)}
+    found = {claim.text: claim for claim in claims(figures) if claim.use == RERANKING}
+    # Holm: 3 * .01, 2 * .03, and .04 is not below .06.
+    assert found["The reward picks better answers than chance."].verdict == SUPPORTED
+    assert found["The reward picks better answers than a majority vote."].verdict == NOT_SUPPORTED
+    assert "corrected p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.060" in (
+        found["The reward picks better answers than the policy's own log-probability."].detail
+    )
+    assert difference_verdict(sure) == SUPPORTED
+    assert adjusted(figures, ["rerank.reward-random.p"])["rerank.reward-random.p"] == exact(0.01)
 
 
 def test_cells():

@@ -123,7 +123,7 @@ def test_variants_share_what_their_parameters_do_not_tell_apart(miniature: Param
     kept = {
         name for name, task in tasks_of(miniature).items() if name in without and without[name].folder == task.folder
     }
-    assert kept == SHARED - {"peer", "sample.peer", "sample.sft"}
+    assert kept == SHARED - {"peer", "sample.peer", "sample.sft", "sample.grpo"}
     assert differing(miniature, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
     assert differing(miniature, sft__epochs=3) == (SHARED | OWN) - {"prepare", "base", "sample.base"}
     assert differing(miniature, rerank__n=2) == {"rerank", "localise", "audit"}

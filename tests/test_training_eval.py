@@ -1,6 +1,10 @@
 """Figures of policies, against hand-worked tables."""
 
+import math
+from dataclasses import replace
+
 import pytest
+from scipy.stats import entropy as scipy_entropy
 
 from rairl.errors import RairlError
 from rairl.evaluate.candidates import (
@@ -13,7 +17,10 @@ from rairl.evaluate.candidates import (
     temperature_label,
 )
 from rairl.evaluate.training import (
+    at_equal_length,
     compare,
+    compare_at_equal_length,
+    diversity,
     greedy_figure,
     pass_at_k_per_question,
     powers_of_two,
@@ -77,8 +84,13 @@ def test_sample_figures(tmp_path):
     traces = sampled(a=[True, False], b=[True, True])
     figures = sample_figures(traces, "posttrain.sft", tmp_path / "f", [1, 2], draws=200, seed=0)
     assert set(figures) == {
-        f"posttrain.sft.{name}" for name in ("pass@1", "pass@2", "exact", "process@1", "format", "length")
-    }
+        f"posttrain.sft.{name}"
+        for name in ("pass@1", "pass@2", "exact", "process@1", "format", "length", "loose_form", "wrong_answer",
+                     "no_answer", "distinct", "answer_entropy", "entropy")
+    }  # fmt: skip
+    assert figures["posttrain.sft.entropy"].value == 0.5, "6 nats over 12 tokens"
+    colder = sample_figures(traces, "posttrain.sft", tmp_path / "f", [1], draws=100, seed=0, temperature=0.5)
+    assert "posttrain.sft.entropy" not in colder, "of colder samples it would not be the policy's entropy"
     assert figures["posttrain.sft.pass@1"].value == 0.75
     assert figures["posttrain.sft.pass@1"].n == 2
     assert figures["posttrain.sft.pass@2"].value == 1.0
@@ -88,7 +100,9 @@ def test_sample_figures(tmp_path):
 
 def test_lenient_and_exact_checker_part_ways_on_form(tmp_path):
     text = "one\nThe answer is 7.0"
-    loose = Trace("q/0", "p", text, locate_steps(text, ["one"]), "7.0", "7", True, group="q", meta={"tokens": 5})
+    loose = Trace(
+        "q/0", "p", text, locate_steps(text, ["one"]), "7.0", "7", True, group="q", meta={"tokens": 5, "logprob": -1.0}
+    )
     figures = sample_figures([loose], "x", tmp_path / "f", [1], draws=100, seed=0)
     assert figures["x.pass@1"].value == 1
     assert figures["x.exact"].value == 0
@@ -97,9 +111,46 @@ def test_lenient_and_exact_checker_part_ways_on_form(tmp_path):
 
 
 def test_unreadable_answers_lower_the_format_rate(tmp_path):
-    mute = Trace("q/0", "p", "no end", answer=None, gold="7", correct=False, group="q", meta={"tokens": 3})
+    mute = Trace(
+        "q/0", "p", "no end", answer=None, gold="7", correct=False, group="q", meta={"tokens": 3, "logprob": -1.0}
+    )
     figures = sample_figures([mute, *sampled(a=[True])], "x", tmp_path / "f", [1], draws=100, seed=0)
     assert figures["x.format"].value == 0.5
+
+
+def test_what_becomes_of_a_sample_adds_up_to_one(tmp_path):
+    text = "one\nThe answer is 7.0"
+    meta = {"tokens": 5, "logprob": -1.0}
+    loose = Trace("q/0", "p", text, locate_steps(text, ["one"]), "7.0", "7", True, group="q", meta=meta)
+    mute = Trace("q/1", "p", "no end", answer=None, gold="7", correct=False, group="q", meta=meta)
+    traces = [loose, mute, *sampled(q=[True, False, False])]
+    figures = sample_figures(traces, "x", tmp_path / "f", [1], draws=100, seed=0)
+    values = {name: figures[f"x.{name}"].value for name in ("exact", "loose_form", "wrong_answer", "no_answer")}
+    assert values == pytest.approx({"exact": 0.2, "loose_form": 0.2, "wrong_answer": 0.4, "no_answer": 0.2})
+
+
+def test_diversity_by_hand():
+    found = diversity(sampled(a=[True, True, True, False], b=[True, True]))
+    assert found["distinct"] == {"a": 0.5, "b": 0.5}
+    assert found["answer_entropy"]["a"] == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert found["answer_entropy"]["b"] == 0
+    assert found["answer_entropy"]["a"] == pytest.approx(scipy_entropy([3, 1]))
+
+
+def test_accuracy_at_equal_length_by_hand(tmp_path):
+    def long(traces, *tokens):
+        return [replace(trace, meta={**trace.meta, "tokens": n}) for trace, n in zip(traces, tokens, strict=True)]
+
+    first = long(sampled(a=[True, False], b=[True]), 100, 40, 10)
+    second = long(sampled(a=[False, True, True], b=[True]), 102, 96, 41, 90)
+    paths = tmp_path / "f", tmp_path / "g"
+    # a: 100 beside 102 and 96, 40 beside 41: right 1, 1, 0 against 0, 1, 1; b has no two of equal length.
+    assert at_equal_length(first, second, paths) == {"a": (pytest.approx(2 / 3), pytest.approx(2 / 3))}
+    traces, files = {"rairl": first, "sft": second}, dict(zip(("rairl", "sft"), paths, strict=True))
+    figures = compare_at_equal_length(traces, files, draws=100, seed=0)
+    assert set(figures) == {"posttrain.rairl-sft.equal_length", "posttrain.rairl-sft.equal_length.p"}
+    assert figures["posttrain.rairl-sft.equal_length"].value == pytest.approx(0)
+    assert compare_at_equal_length({"rairl": first[2:], "sft": second[3:]}, files, draws=100, seed=0) == {}
 
 
 def test_greedy_accuracy():

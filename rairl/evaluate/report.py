@@ -30,7 +30,7 @@ from rairl.evaluate.labels import (
 )
 from rairl.evaluate.localise import first_error, suspicion
 from rairl.evaluate.scores import Saved
-from rairl.stats import NOTHING, Estimate, from_json
+from rairl.stats import NOTHING, Estimate, exact, from_json, holm
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
@@ -80,11 +80,23 @@ USES = TRAINING, RERANKING, LOCALISING, AUDITING = (
 VERDICTS = (SUPPORTED, NOT_SUPPORTED, FALSIFIED, NOT_TESTED)
 
 
-def difference_verdict(difference: Estimate) -> str:
-    """Supported when the whole 95 % interval of the paired difference lies above 0."""
+ALPHA = 0.05
+"""Level of the corrected tests, and of the intervals."""
+
+
+def difference_verdict(difference: Estimate, p: Estimate | None = None) -> str:
+    """Supported when the whole 95 % interval of the paired difference lies above 0, and the p-value (corrected for the
+    number of comparisons, where there is one) does not exceed .05."""
     if difference.n == 0:
         return NOT_TESTED
-    return SUPPORTED if difference.low > 0 else NOT_SUPPORTED
+    sure = p is None or p.value <= ALPHA
+    return SUPPORTED if difference.low > 0 and sure else NOT_SUPPORTED
+
+
+def adjusted(figures: Figures, names: Sequence[str]) -> Figures:
+    """The figures with the p-values among ``names`` corrected for their number, see :func:`rairl.stats.holm`."""
+    family = {name: figures[name].value for name in names if name.endswith(".p") and name in figures}
+    return {**figures, **{name: exact(value) for name, value in holm(family).items()}}
 
 
 def half_verdict(share: Estimate) -> str:
@@ -117,9 +129,9 @@ def _is_ood(part: str) -> bool:
 
 
 def _versus(figures: Figures, first: tuple[str, str], second: tuple[str, str], p: str) -> str:
-    """``(label, figure name)`` of the two sides, side by side, with the p-value."""
+    """``(label, figure name)`` of the two sides, side by side, with the corrected p-value."""
     sides = [f"{label} {figures[name]}" for label, name in (first, second) if name in figures]
-    return ", ".join([*sides, f"p\N{NO-BREAK SPACE}{p_value(figures[p])}"] if p in figures else sides)
+    return ", ".join([*sides, f"corrected p\N{NO-BREAK SPACE}{p_value(figures[p])}"] if p in figures else sides)
 
 
 def p_value(figure: Estimate) -> str:
@@ -131,7 +143,9 @@ def _policy_claims(figures: Figures) -> list[Claim]:
     found = []
     colder = {f"t{value}.": f"test problems at temperature {value}" for value in temperatures(figures)}
     novel = {f"{split}.": split_label(split) for split in splits(figures, "posttrain")}
-    for split, where in ({"": "test problems"} | colder | novel).items():
+    places = {"": "test problems"} | colder | novel
+    figures = adjusted(figures, [f"posttrain.rairl-sft.{split}pass@1.p" for split in places])
+    for split, where in places.items():
         name = f"posttrain.rairl-sft.{split}pass@1"
         difference = figures.get(name, NOTHING)
         sides = ("R-AIRL", f"posttrain.rairl.{split}pass@1"), ("SFT", f"posttrain.sft.{split}pass@1")
@@ -139,7 +153,7 @@ def _policy_claims(figures: Figures) -> list[Claim]:
             Claim(
                 TRAINING,
                 f"Training on the learned reward beats supervised fine-tuning on {where}.",
-                difference_verdict(difference),
+                difference_verdict(difference, figures.get(f"{name}.p")),
                 difference,
                 "pass@1, R-AIRL minus SFT",
                 _versus(figures, *sides, f"{name}.p") if difference.n else "no policy was trained",
@@ -162,6 +176,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
         "model_name": "knowing which model wrote it",
     }
     found = []
+    figures = adjusted(figures, [f"rerank.reward-{rival}.p" for rival in rivals])
     for rival, words in rivals.items():
         name = f"rerank.reward-{rival}"
         if name not in figures and rival in ("model_name", "peer_logprob"):
@@ -172,7 +187,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
             Claim(
                 RERANKING,
                 f"The reward picks better answers than {words}.",
-                difference_verdict(difference),
+                difference_verdict(difference, figures.get(f"{name}.p")),
                 difference,
                 f"accuracy, best of {n}",
                 _versus(figures, *sides, f"{name}.p") if difference.n else "no candidates were ranked",
@@ -191,6 +206,7 @@ def _localise_claims(figures: Figures) -> list[Claim]:
         "first": "naming the first step",
     }
     found = []
+    figures = adjusted(figures, [f"localise.reward-{rival}.exact.p" for rival in rivals])
     for rival, words in rivals.items():
         name = f"localise.reward-{rival}.exact"
         if name not in figures and rival == "peer_drop":
@@ -201,7 +217,7 @@ def _localise_claims(figures: Figures) -> list[Claim]:
             Claim(
                 LOCALISING,
                 f"The reward finds the first wrong step better than {words}.",
-                difference_verdict(difference),
+                difference_verdict(difference, figures.get(f"{name}.p")),
                 difference,
                 "exact first wrong step, given there is one",
                 _versus(figures, *sides, f"{name}.p") if difference.n else "no trace has a known first wrong step",
@@ -269,7 +285,7 @@ class Table:
 def tables(figures: Figures) -> dict[str, list[Table]]:
     """Section of the report to its tables; tables without any figure are left out."""
     found = {
-        "training": [_policies(figures), _policy_splits(figures), _contrasts(figures)],
+        "training": [_policies(figures), _samples(figures), _policy_splits(figures), _contrasts(figures)],
         "rerank": [
             _selectors(figures),
             _selector_gains(figures),
@@ -281,6 +297,7 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
         ],
         "localise": [
             *(_locators(figures, name) for name in ["", *_labelled(figures)]),
+            _locator_gains(figures),
             _kinds(figures),
             _windows(figures),
         ],
@@ -325,7 +342,7 @@ def _policies(figures: Figures) -> Table:
     columns |= {f"t{value}.pass@1": f"pass@1, temperature {value}" for value in temperatures(figures)}
     columns |= {"process@1": "steps right too", "greedy": "greedy", "exact": "exact form too"}
     columns |= {f"pass@{k}": f"pass@{k}" for k in ks[1:]}
-    columns |= {"format": "answer readable", "length": "tokens"}
+    columns |= {"length": "tokens"}
     note = (
         "Share of right answers. pass@k: at least one of k samples is right (unbiased). “Exact form too” also wants "
         "the prescribed tags; “steps right too” wants every step right. Updates are optimiser steps: all that "
@@ -339,6 +356,21 @@ def _policies(figures: Figures) -> Table:
             table.rows[label].append(None if found is None else f"{found.value:.0f}")
     table.columns.append("updates")
     return table
+
+
+def _samples(figures: Figures) -> Table:
+    columns = {
+        "exact": "right, prescribed form", "loose_form": "right, another form", "wrong_answer": "wrong answer",
+        "no_answer": "no readable answer", "distinct": "distinct traces", "answer_entropy": "entropy of the answers",
+        "entropy": "entropy per token", "length": "tokens",
+    }  # fmt: skip
+    note = (
+        "What becomes of a sample (the first four add up to 1): format errors apart from wrong answers. Distinct: "
+        "share of different texts among the samples of a question. Entropies in nats; the answers' is within a question."
+    )
+    return _table(
+        figures, "Form and diversity of the samples", note, columns, POLICY_LABELS, "posttrain.{row}.{column}"
+    )
 
 
 def _policy_splits(figures: Figures) -> Table:
@@ -360,11 +392,17 @@ def _contrasts(figures: Figures) -> Table:
     columns = {"pass@1": "test", "pass@1.p": "p"}
     for value in temperatures(figures):
         columns |= {f"t{value}.pass@1": f"test, temperature {value}", f"t{value}.pass@1.p": "p"}
-    columns |= {"process@1": "steps right too", "process@1.p": "p"}
+    columns |= {"process@1": "steps right too", "process@1.p": "p", "equal_length": "at equal length",
+                "equal_length.p": "p"}  # fmt: skip
     for split in splits(figures, "posttrain"):
         columns |= {f"{split}.pass@1": split_label(split), f"{split}.pass@1.p": "p"}
-    note = "Paired differences of pass@1 on the same questions; p by a two-sided permutation test."
-    return _table(figures, "Differences between policies", note, columns, names, "posttrain.{row}.{column}")
+    note = (
+        "Paired differences of pass@1 on the same questions; p by a two-sided permutation test, corrected by Holm for "
+        "all of this table. At equal length: over pairs of samples whose lengths differ by at most 5 %."
+    )
+    family = [f"posttrain.{row}.{column}" for row in names for column in columns]
+    corrected = adjusted(figures, family)
+    return _table(corrected, "Differences between policies", note, columns, names, "posttrain.{row}.{column}")
 
 
 def _pools(figures: Figures) -> dict[str, str]:
@@ -389,11 +427,15 @@ def _selector_gains(figures: Figures) -> Table:
     for prefix, label in _pools(figures).items():
         columns[f"{prefix}|"] = label
         columns[f"{prefix}|.p"] = "p"
+    figures = adjusted(figures, [key.replace("|", f".reward-{name}") for key in columns for name in rows])
     cells: dict[str, list[Cell]] = {
         label: [_cell(figures, key.replace("|", f".reward-{name}")) for key in columns] for name, label in rows.items()
     }
     cells = {label: row for label, row in cells.items() if any(row)}
-    note = "Paired differences on the same questions; p by a two-sided permutation test."
+    note = (
+        "Paired differences on the same questions; p by a two-sided permutation test, corrected by Holm for all of "
+        "this table."
+    )
     return Table("What the reward adds to each baseline", note, list(columns.values()), cells)
 
 
@@ -424,7 +466,8 @@ def _matrix(figures: Figures) -> Table:
 
 def _transfer(figures: Figures) -> Table:
     columns = {
-        "random": "random", "majority": "majority vote", "logprob": "log-probability", "reward": "reward",
+        "random": "random", "majority": "majority vote", "logprob": "log-probability",
+        "peer_logprob": "peer's log-probability", "reward": "reward",
         "reward_vote": "reward, weighted vote", "oracle": "oracle", "reward-random": "reward − random",
         "reward-majority": "reward − majority", "auroc.reward": "AUROC within question",
     }  # fmt: skip
@@ -454,6 +497,24 @@ def _selector_aurocs(figures: Figures) -> Table:
     return _table(figures, "Within-question AUROC", note, _pools(figures), rows, "{column}.auroc.{row}")
 
 
+def _locator_gains(figures: Figures) -> Table:
+    sets = {"": "natural errors"} | {f"{name}.": name for name in _labelled(figures)}
+    columns = {}
+    for prefix, label in sets.items():
+        columns |= {f"{prefix}|": label, f"{prefix}|.p": "p"}
+    rivals = {
+        name: f"reward − {label}"
+        for name, label in LOCATOR_LABELS.items()
+        if name != "reward" and not name.startswith("reward_")
+    }
+    names = {(row, key): "localise." + key.replace("|", f"reward-{row}.exact") for row in rivals for key in columns}
+    figures = adjusted(figures, list(names.values()))
+    cells = {label: [_cell(figures, names[row, key]) for key in columns] for row, label in rivals.items()}
+    note = "Exact first wrong step, paired on the same traces; p corrected by Holm for all of this table."
+    rows: dict[str, list[Cell]] = {label: row for label, row in cells.items() if any(row)}
+    return Table("What the reward adds to each locator", note, list(columns.values()), rows)
+
+
 def _labelled(figures: Figures) -> list[str]:
     names = {name.split(".")[1] for name in figures if name.startswith("localise.") and name.count(".") == 3}
     return sorted(name for name in names if f"localise.{name}.reward.exact" in figures)
@@ -479,9 +540,9 @@ def _kinds(figures: Figures) -> Table:
     rows = {f"kind.{kind}": label for kind, label in KIND_LABELS.items()}
     rows |= {"family.seen": "kinds that training uses, together", "family.unseen": "kinds never used in training"}
     columns = {
-        "reward.exact": "reward", "logprob.exact": "SFT log-probability", "entropy.exact": "SFT entropy",
-        "chance.exact": "chance", "reward.prefers": "reward prefers the original",
-        "logprob.prefers": "log-probability prefers it",
+        "reward.exact": "reward", "logprob.exact": "SFT log-probability", "peer.exact": "peer's log-probability",
+        "entropy.exact": "SFT entropy", "chance.exact": "chance", "reward.prefers": "reward prefers the original",
+        "logprob.prefers": "SFT log-probability prefers it", "peer.prefers": "peer's prefers it",
     }  # fmt: skip
     note = (
         "Right candidates with one error put in: is the step found, and does the original score higher? The kinds from "

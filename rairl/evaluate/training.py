@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rairl.answers import grade
+from rairl.answers import grade, normalise_answer
 from rairl.errors import RairlError
-from rairl.evaluate.candidates import by_question, meta_number, questions
+from rairl.evaluate.candidates import by_question, logprob, meta_number, questions
 from rairl.stats import Estimate, bootstrap_mean, paired_difference, paired_permutation_p, pass_at_k
 from rairl.traces import Trace
 
@@ -65,8 +66,61 @@ def rates(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
     return found
 
 
+def diversity(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
+    """Per question, how different its samples are.
+
+    Returns:
+        ``distinct``: distinct texts per sample; ``answer_entropy``: entropy of the answers' distribution in nats, equal
+        answers counted together and unreadable ones as one more.
+    """
+    found: dict[str, dict[str, float]] = {"distinct": {}, "answer_entropy": {}}
+    for question, rows in by_question(traces).items():
+        answers = Counter(normalise_answer(traces[row].answer or "") for row in rows)
+        shares = np.array(list(answers.values())) / len(rows)
+        found["distinct"][question] = len({traces[row].text for row in rows}) / len(rows)
+        found["answer_entropy"][question] = float(-(shares * np.log(shares)).sum())
+    return found
+
+
+MATCHED = 0.05
+"""Samples whose lengths differ by at most this share of the longer one count as equally long."""
+
+
+def at_equal_length(
+    first: Sequence[Trace], second: Sequence[Trace], paths: tuple[Path, Path]
+) -> dict[str, tuple[float, float]]:
+    """Accuracies of two policies over those pairs of samples of one question that are equally long (:data:`MATCHED`).
+
+    Returns:
+        Per question with such pairs: share right of the first, and of the second policy's sample.
+    """
+    theirs = by_question(second)
+    found = {}
+    for question, rows in by_question(first).items():
+        ours, rivals = [first[row] for row in rows], [second[row] for row in theirs.get(question, [])]
+        long, other = (
+            np.array([meta_number(trace, "tokens", path) for trace in side])
+            for side, path in zip((ours, rivals), paths, strict=True)
+        )
+        near = np.abs(long[:, None] - other) <= MATCHED * np.maximum(long[:, None], other)
+        if near.any():
+            right, right_other = (np.array([bool(trace.correct) for trace in side]) for side in (ours, rivals))
+            found[question] = (
+                float((near * right[:, None]).sum() / near.sum()),
+                float((near * right_other).sum() / near.sum()),
+            )
+    return found
+
+
 def sample_figures(
-    traces: Sequence[Trace], prefix: str, path: Path, ks: Sequence[int], *, draws: int, seed: int
+    traces: Sequence[Trace],
+    prefix: str,
+    path: Path,
+    ks: Sequence[int],
+    *,
+    draws: int,
+    seed: int,
+    temperature: float = 1.0,
 ) -> dict[str, Estimate]:
     """Figures of a policy's samples on one split, each with an interval over questions.
 
@@ -76,23 +130,36 @@ def sample_figures(
         path: their file, for messages.
         ks: the k of pass@k.
         draws, seed: of the bootstrap.
+        temperature: that the samples were drawn at.
 
     Returns:
-        ``<prefix>.pass@<k>``; ``.process@1`` (answer and all steps right; absent when steps were not checked);
-        ``.exact`` (mean accuracy under the exact checker: prescribed form, very string); ``.format`` (an answer could
-        be read); ``.length`` (tokens).
+        ``<prefix>.pass@<k>``; ``.process@1`` (answer and all steps right; absent when steps were not checked). What
+        becomes of a sample adds up to 1: ``.exact`` (right under the exact checker: prescribed form, very string),
+        ``.loose_form`` (right, but in another form), ``.wrong_answer`` (readable, and wrong) and ``.no_answer``
+        (unreadable; 1 - ``.format``). ``.length`` (tokens); ``.distinct`` and ``.answer_entropy`` as
+        :func:`diversity` says; at temperature 1 ``.entropy``, the policy's entropy in nats per token, estimated by the
+        mean negative log-probability of what it drew.
     """
     groups = questions(traces)
     figures = {}
     for k in ks:
         rates = pass_at_k_per_question(traces, k)
         figures[f"{prefix}.pass@{k}"] = bootstrap_mean(list(rates.values()), list(rates), draws=draws, seed=seed)
+    strict = [
+        bool(trace.correct) and trace.gold is not None and grade(trace.text, trace.gold, exact=True) for trace in traces
+    ]
     rows: dict[str, Sequence[float] | None] = {
         "process@1": process_right(traces),
-        "exact": [trace.gold is not None and grade(trace.text, trace.gold, exact=True) for trace in traces],
+        "exact": strict,
+        "loose_form": [bool(trace.correct) and not right for trace, right in zip(traces, strict, strict=True)],
+        "wrong_answer": [not trace.correct and trace.answer is not None for trace in traces],
+        "no_answer": [not trace.correct and trace.answer is None for trace in traces],
         "format": [trace.answer is not None for trace in traces],
         "length": [meta_number(trace, "tokens", path) for trace in traces],
+        "entropy": [-logprob(trace, path, mean=True) for trace in traces] if temperature == 1 else None,
     }
+    for name, found in diversity(traces).items():
+        figures[f"{prefix}.{name}"] = bootstrap_mean(list(found.values()), list(found), draws=draws, seed=seed)
     for name, values in rows.items():
         if values is not None:
             figures[f"{prefix}.{name}"] = bootstrap_mean(values, groups, draws=draws, seed=seed)
@@ -138,3 +205,23 @@ def compare(
             figures[name] = paired_difference(values[:, 0], values[:, 1], keys, draws=draws, seed=seed)
             figures[f"{name}.p"] = paired_permutation_p(values[:, 0], values[:, 1], keys, seed=seed)
     return figures
+
+
+def compare_at_equal_length(
+    traces: Mapping[str, Sequence[Trace]], paths: Mapping[str, Path], *, draws: int, seed: int
+) -> dict[str, Estimate]:
+    """``posttrain.<a>-<b>.equal_length`` and its ``.p``: paired differences over pairs of equally long samples.
+
+    Args:
+        traces: per policy its samples on test.
+        paths: their files, for messages.
+        draws, seed: of the bootstrap over questions.
+    """
+    figures = {}
+    for first, second in CONTRASTS:
+        if first in traces and second in traces:
+            found = at_equal_length(traces[first], traces[second], (paths[first], paths[second]))
+            name, values = f"posttrain.{first}-{second}.equal_length", np.array(list(found.values())).reshape(-1, 2)
+            figures[name] = paired_difference(values[:, 0], values[:, 1], list(found), draws=draws, seed=seed)
+            figures[f"{name}.p"] = paired_permutation_p(values[:, 0], values[:, 1], list(found), seed=seed)
+    return {name: figure for name, figure in figures.items() if figure.n}

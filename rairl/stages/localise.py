@@ -95,7 +95,7 @@ def localise(
         if number == 0:
             figures |= {f"localise{key.removeprefix(prefix)}": figure for key, figure in found.items()}
             behind |= {f"localise{key.removeprefix(prefix)}": rows for key, rows in hits.items()}
-    figures |= _probes(params, model, candidates, policy, sft, plots)
+    figures |= _probes(params, model, candidates, policy, {"logprob": sft, "peer": peer}, plots)
     write_questions(plots, behind)
     run.log_artifact(plots)
     return figures
@@ -154,6 +154,9 @@ def _figures(
         "logprob_drop": [pair.sft.mean_steps for pair in pairs],
         "entropy": [-pair.sft.entropies for pair in pairs],
     }
+    peers = [pair.peer.mean_steps for pair in pairs if pair.peer is not None]
+    if peers:
+        trusts["peer_drop"] = peers
     figures |= step_auc_figures(_wrong(traces), trusts, prefix, **sampling)
     chance = [1 / (len(trace.steps) + 1) for trace in traces]
     figures |= detection_figures(traces, chance, f"{prefix}.chance", **sampling)
@@ -184,9 +187,13 @@ def _wrong(traces: list[Trace]) -> list[Trace]:
 
 
 def _probes(
-    params: Params, model: RewardModel, candidates: Path, policy: str, sft: Path, plots: Path
+    params: Params, model: RewardModel, candidates: Path, policy: str, readers: dict[str, Path], plots: Path
 ) -> dict[str, Estimate]:
-    """Corruptions of right candidates by kind, and token windows on them and on natural errors."""
+    """Corruptions of right candidates by kind, and token windows on them and on natural errors.
+
+    ``readers`` are the models whose plain log-probability is the rival: the SFT policy, and the peer unless its folder
+    is empty.
+    """
     from rairl.models.policy import by_step, completion_surprise, encode, load_policy
 
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
@@ -197,8 +204,15 @@ def _probes(
     every = [*right, *(bad for _, _, bad in made), *natural]
     if not every:
         return {}
-    surprise = completion_surprise(*load_policy(sft), every, progress=True)
-    likely = {trace.id: by_step(trace, *found) for trace, found in zip(every, surprise, strict=True)}
+    surprise = {
+        name: completion_surprise(*load_policy(folder), every, progress=True)
+        for name, folder in readers.items()
+        if any(folder.iterdir())
+    }
+    likely = {
+        name: {trace.id: by_step(trace, *one) for trace, one in zip(every, found, strict=True)}
+        for name, found in surprise.items()
+    }
     read = {trace.id: scores for trace, scores in zip(every, model.score(every, progress=True), strict=True)}
     score = {name: aggregate(scores.steps, scores.last, model.calibration.aggregator) for name, scores in read.items()}
     found = [
@@ -207,12 +221,12 @@ def _probes(
             bad,
             gaps={
                 "reward": score[bad.id] - score[original.id],
-                "logprob": likely[bad.id].per_token - likely[original.id].per_token,
+                **{name: found[bad.id].per_token - found[original.id].per_token for name, found in likely.items()},
             },
             predictions={
                 "reward": first_error(read[bad.id].steps, model.calibration.locator),
-                "logprob": int(likely[bad.id].mean_steps.argmin()),
-                "entropy": int(likely[bad.id].entropies.argmax()),
+                **{name: int(found[bad.id].mean_steps.argmin()) for name, found in likely.items()},
+                "entropy": int(likely["logprob"][bad.id].entropies.argmax()),
             },
         )
         for kind, original, bad in made
@@ -222,7 +236,7 @@ def _probes(
     items = encode(model.tokenizer, every)
     pointed = {
         trace.id: point(trace, item, reads, *theirs)
-        for trace, item, reads, theirs in zip(every, items, model.token_reads(every), surprise, strict=True)
+        for trace, item, reads, theirs in zip(every, items, model.token_reads(every), surprise["logprob"], strict=True)
     }
     sets = {"natural": [(trace, pointed[trace.id].step) for trace in natural]}
     for family, kinds in (("seen", KINDS), ("unseen", UNSEEN)):
@@ -246,7 +260,12 @@ def _probes(
 
 
 def _plot_kinds(figures: dict[str, Estimate], path: Path) -> None:
-    labels = {"reward": "reward", "logprob": "SFT log-probability", "chance": "chance"}
+    labels = {
+        "reward": "reward",
+        "logprob": "SFT log-probability",
+        "peer": "peer's log-probability",
+        "chance": "chance",
+    }
     lines = {
         label: {
             words: figures[f"localise.kind.{kind}.{method}.exact"]
@@ -255,7 +274,8 @@ def _plot_kinds(figures: dict[str, Estimate], path: Path) -> None:
         }
         for method, label in labels.items()
     }
-    if lines["reward"]:
+    lines = {label: line for label, line in lines.items() if line}
+    if lines:
         draw.compared(lines, path, label="exact first wrong step, given there is one")
 
 

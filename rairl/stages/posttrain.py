@@ -16,23 +16,32 @@ from rairl.evaluate.candidates import (
 )
 from rairl.evaluate.labels import POLICY_LABELS, split_label
 from rairl.evaluate.questions import Table, one_each, write_questions
-from rairl.evaluate.training import compare, greedy_figure, powers_of_two, rates, sample_figures, samples_per_question
+from rairl.evaluate.training import (
+    compare,
+    compare_at_equal_length,
+    greedy_figure,
+    powers_of_two,
+    rates,
+    sample_figures,
+    samples_per_question,
+)
 from rairl.params import Params
 from rairl.stats import Estimate, exact
 
 if TYPE_CHECKING:
+    from rairl.traces import Trace
     from rairl.tracking import Run
 
 
 def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: Path) -> dict[str, Estimate]:
     """Figures of base, SFT (best and last epoch), peer, GRPO and R-AIRL, and their paired differences.
 
-    On ``test``: ``posttrain.<policy>.<pass@k|greedy|exact|process@1|format|length>``; on another split, or on ``test``
-    at another temperature (``t0.5``), ``posttrain.<policy>.<place>.<pass@1|exact|process@1|format|length>``;
-    ``posttrain.<a>-<b>[.<place>].<pass@1|process@1>`` with its p-value under ``.p``. ``posttrain.updates`` are the
+    On ``test``: ``posttrain.<policy>.<pass@k|greedy|...>``, see :func:`rairl.evaluate.training.sample_figures`; on
+    another split, or on ``test`` at another temperature (``t0.5``), ``posttrain.<policy>.<place>.<pass@1|...>``;
+    ``posttrain.<a>-<b>[.<place>].<pass@1|process@1>`` with its p-value under ``.p``, and on ``test`` ``.equal_length``:
+    the difference over pairs of equally long samples. ``posttrain.updates`` are the
     optimiser steps of the policy loops, to hold against ``sft.updates``. What lies behind pass@1 and process@1 goes to
-    ``plots/questions.json``. Nothing when the reward is learned from logged
-    traces: no policy is trained then.
+    ``plots/questions.json``. Nothing when the reward is learned from logged traces: no policy is trained then.
 
     Raises:
         RairlError: for candidates that are missing, not judged, or do not cover the questions in ``data``.
@@ -49,21 +58,26 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
     for split, how in [*((split, "") for split in splits), *(("test", label) for label in others)]:
         place = how or ("" if split == "test" else split)
         policies = {}
+        drawn: dict[str, list[Trace]] = {}
+        files: dict[str, Path] = {}
+        temperature = float(how.removeprefix("t")) if how else params.sample.temperatures[0]
         for policy in compared:
             path = candidates_path(candidates, policy, split, how)
             traces = read_candidates(path)
             require_answered(traces, data / f"{split}.jsonl", path)
-            policies[policy] = rates(traces)
+            policies[policy], drawn[policy], files[policy] = rates(traces), traces, path
             prefix = f"posttrain.{policy}.{place}" if place else f"posttrain.{policy}"
             behind |= {f"{prefix}.{metric}": one_each(values) for metric, values in policies[policy].items()}
             ks = [1] if place else powers_of_two(samples_per_question(traces))
-            figures |= sample_figures(traces, prefix, path, ks, **sampling)
+            figures |= sample_figures(traces, prefix, path, ks, temperature=temperature, **sampling)
             if not place:
                 greedy = candidates_path(candidates, policy, split, "greedy")
                 decodes = read_candidates(greedy)
                 require_answered(decodes, data / f"{split}.jsonl", greedy)
                 figures[f"{prefix}.greedy"] = greedy_figure(decodes, **sampling)
         figures |= compare(policies, place, **sampling)
+        if not place:
+            figures |= compare_at_equal_length(drawn, files, **sampling)
     write_questions(plots, behind)
     _plot(figures, compared, splits, plots)
     run.log_artifact(plots)
