@@ -327,7 +327,7 @@ def with_noise(experts: Sequence[Trace], share: float, rng: random.Random) -> li
         if not wanted:
             break
         problem = parse(rows[at].problem)
-        steps, answer = habitual_steps(problem, author(rng) or frozenset(HABITS))
+        steps, answer = habitual_steps(problem, author(rng, rng.choice(MISCONCEPTIONS)))
         if steps != expert_steps(problem):
             text, spans = compose(steps, str(answer))
             rows[at] = replace(

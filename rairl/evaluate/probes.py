@@ -132,7 +132,8 @@ def _misread(trace: Trace, others: Sequence[Trace], rng: random.Random) -> Chang
     if not arithmetic.is_problem(trace.problem):
         return None
     problem = arithmetic.parse(trace.problem)
-    for habit in rng.sample(arithmetic.HABITS, len(arithmetic.HABITS)):
+    habits = [*arithmetic.HABITS, *arithmetic.MISCONCEPTIONS]
+    for habit in rng.sample(habits, len(habits)):
         steps, answer = arithmetic.habitual_steps(problem, frozenset([habit]))
         index = arithmetic.first_error(trace.problem, steps)
         if index is not None:

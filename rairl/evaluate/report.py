@@ -366,7 +366,7 @@ def _samples(figures: Figures) -> Table:
     }  # fmt: skip
     note = (
         "What becomes of a sample (the first four add up to 1): format errors apart from wrong answers. Distinct: "
-        "share of different texts among the samples of a question. Entropies in nats; the answers' is within a question."
+        "share of different texts among a question's samples. Entropies in nats; the answers' is within a question."
     )
     return _table(
         figures, "Form and diversity of the samples", note, columns, POLICY_LABELS, "posttrain.{row}.{column}"
@@ -499,7 +499,7 @@ def _selector_aurocs(figures: Figures) -> Table:
 
 def _locator_gains(figures: Figures) -> Table:
     sets = {"": "natural errors"} | {f"{name}.": name for name in _labelled(figures)}
-    columns = {}
+    columns: dict[str, str] = {}
     for prefix, label in sets.items():
         columns |= {f"{prefix}|": label, f"{prefix}|.p": "p"}
     rivals = {
