@@ -77,7 +77,7 @@ def write_candidates(problem: Trace, policy: str, count: int) -> list[Trace]:
     found = []
     for number in range(count):
         steps, answer = arithmetic.habitual_steps(
-            arithmetic.parse(problem.problem), arithmetic.author(rng, "fewer_as_more")
+            arithmetic.parse(problem.problem), rng.choice([frozenset(), arithmetic.author(rng, "fewer_as_more")])
         )
         text = arithmetic.completion(steps, answer)
         found.append(

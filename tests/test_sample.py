@@ -31,12 +31,13 @@ def test_as_many_candidates_as_ranking_needs_and_no_more(
     models["peer"] = tiny_policy if backbone == "peer" else tmp_path / "none"
     figures = sample(params, NullRun(), data=tmp_path / "data", **models, candidates=tmp_path / "out")
 
+    splits = ("test", "ood_wording", *arithmetic.OUT_OF_RANGE)
     policies = {"base", "sft", "sft_last", "grpo", "rairl"} | ({"peer"} if backbone == "peer" else set())
     assert set(figures) == {f"sample.{policy}.candidates" for policy in policies}
     for policy in policies:
-        for split in ("test", *arithmetic.OUT_OF_RANGE):
+        for split in splits:
             drawn = Counter(trace.question for trace in read_traces(candidates_path(tmp_path / "out", policy, split)))
             ranked = split == "test" or policy == "sft"  # R-AIRL's are ranked on test only
             assert set(drawn.values()) == {params.sample.n if ranked else params.sample.extra_n}, (policy, split)
     likely = {path.name.removesuffix(".likelihood.json") for path in (tmp_path / "out").glob("*.likelihood.json")}
-    assert likely == {"rairl.test", *(f"sft.{split}" for split in ("test", *arithmetic.OUT_OF_RANGE))}
+    assert likely == {"rairl.test", "grpo.test", *(f"sft.{split}" for split in splits)}
