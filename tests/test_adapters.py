@@ -163,7 +163,7 @@ SHARED = {
 def test_policy_and_reward_share_a_body_and_leave_each_other_alone(
     kind: str, tiny_policy: Path, lora: Params, demos: list[Trace], tmp_path: Path
 ) -> None:
-    params = change(lora, reward={**SHARED[kind], "backbone": "shared", "learning_rate": 0.1})
+    params = change(lora, reward={**SHARED[kind], "backbone": "shared", "learning_rate": 0.03})
     policy, tokenizer = load_policy(tiny_policy)
     weights = sum(value.numel() for value in policy.parameters())
     reference = make_trainable(policy, params.policy, seed=0)

@@ -17,6 +17,8 @@ from conftest import in_environment
 from rairl.params import Params
 from rairl.stages import INPUTS, OUTPUTS, STAGES
 
+pytestmark = pytest.mark.timeout(900)  # whole pipelines: a minute each on a quiet machine, several beside other work
+
 ROOT = Path(__file__).parents[1]
 SECTIONS = set(Params.model_fields)
 NOT_RESULTS = {f"rairl/{name}.py" for name in ("__init__", "errors", "params", "tracking", "stages/__init__")}

@@ -13,6 +13,8 @@ from conftest import ROOT, in_environment
 
 from rairl.stages import STAGES
 
+pytestmark = pytest.mark.timeout(900)  # whole pipelines: a minute each on a quiet machine, several beside other work
+
 
 def test_the_same_figures_as_dvc(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes((finished / "params.yaml").read_bytes())
