@@ -243,6 +243,27 @@ def groups(
     return _save(figure, path)
 
 
+def twin(rows: Sequence[Mapping[str, float]], left: tuple[str, str], right: tuple[str, str], path: Path) -> Path:
+    """Two quantities of a training history over ``step``, each with its own axis.
+
+    Args:
+        rows: one dict per record with ``step`` and path-like keys.
+        left, right: key and label of each quantity.
+        path: PNG to write.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    first = axes[0, 0]
+    second = first.twinx()
+    second.spines[["top"]].set_visible(False)
+    for axis, (key, label), colour, style in ((first, left, COLOURS[1], "-"), (second, right, COLOURS[0], "--")):
+        points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
+        axis.plot([x for x, _ in points], [y for _, y in points], style, color=colour, linewidth=1.5)
+        axis.set_ylabel(label, color=colour)
+        axis.tick_params(axis="y", labelcolor=colour)
+    first.set_xlabel("iteration")
+    return _save(figure, path)
+
+
 def histories(rows: Sequence[Mapping[str, float]], path: Path, *, columns: int = 3) -> Path:
     """Small multiples of a training history: one panel per quantity, over ``step``.
 

@@ -27,6 +27,7 @@ from rairl.evaluate.rerank import (
     baseline_scores,
     expected_accuracy,
     rerank_figures,
+    vote_temperature,
     vote_weights,
 )
 from rairl.evaluate.scores import Saved, read_scores, write_scores
@@ -116,11 +117,6 @@ def contests(candidates: Path, *, logged: bool) -> list[tuple[str, str, str]]:
     ]
     others = [(policy, "test", f"rerank.on_{policy}") for policy in ("rairl", "grpo")]
     return found if logged else [*found, *others]
-
-
-def vote_temperature(calibration: Calibration) -> float:
-    """Temperature of the weighted vote for the aggregator that dev chose; 1 for a reward that dev did not calibrate."""
-    return calibration.temperatures.get(calibration.aggregator, 1.0)
 
 
 def _probable(calibration: Calibration, traces: Sequence[Trace], scores: Sequence[float]) -> np.ndarray | None:
