@@ -20,6 +20,7 @@ from rich.console import Console
 from rairl.answers import answers_match
 from rairl.datasets import arithmetic
 from rairl.errors import RairlError
+from rairl.evaluate import labels
 from rairl.evaluate.apply import choice_figures, localise_rows, location_figures, read_own, rerank_rows
 from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import POLICIES, candidates_path
@@ -546,6 +547,13 @@ def test_many_comparisons_are_corrected_for_their_number():
     )
     assert difference_verdict(sure) == SUPPORTED
     assert adjusted(figures, ["rerank.reward-random.p"])["rerank.reward-random.p"] == exact(0.01)
+
+
+def test_no_two_rows_of_a_table_have_one_label():
+    tables_ = {name: value for name, value in vars(labels).items() if name.endswith("_LABELS")}
+    assert len(tables_) >= 9
+    for name, value in tables_.items():
+        assert len(set(value.values())) == len(value), name
 
 
 def test_cells():

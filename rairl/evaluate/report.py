@@ -471,7 +471,10 @@ def _transfer(figures: Figures) -> Table:
         "reward_vote": "reward, weighted vote", "oracle": "oracle", "reward-random": "reward − random",
         "reward-majority": "reward − majority", "auroc.reward": "AUROC within question",
     }  # fmt: skip
-    note = "The same reward on the candidates of different policies; log-probability is each policy's own."
+    note = (
+        "The same reward on the candidates of different policies; log-probability is each policy's own. GRPO's are "
+        "ranked on the first 100 questions only."
+    )
     return _table(figures, "Whose candidates", note, columns, POOL_LABELS, "{row}.{column}")
 
 

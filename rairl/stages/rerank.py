@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import (
+    TRANSFERRED,
     by_question,
     candidates_path,
+    first_questions,
     questions,
     read_candidates,
     reference_policy,
@@ -50,9 +52,10 @@ def rerank(
 
     The headline ``rerank.<selector>`` ranks the SFT policy's test candidates (with logged traces: the held-out logged
     ones, where ``model_name`` joins the baselines); ``rerank.<split>.<selector>`` the other splits, and
-    ``rerank.on_<rairl|grpo>.<selector>`` those policies' candidates. Within-question AUROC under ``.auroc.<what>``, and
-    ``.calibration.<ece|brier|brier_base>`` of the probabilities that dev's map makes of the scores. For the headline
-    also ``rerank.n<N>.<selector>`` and ``rerank.matrix.<aggregator>.<max|vote>.n<N>`` for every N.
+    ``rerank.on_<rairl|grpo>.<selector>`` those policies' candidates (GRPO's: on the first questions only).
+    Within-question AUROC under ``.auroc.<what>``, and ``.calibration.<ece|brier|brier_base>`` of the probabilities that
+    dev's map makes of the scores. For the headline also ``rerank.n<N>.<selector>`` and
+    ``rerank.matrix.<aggregator>.<max|vote>.n<N>`` for every N.
     Writes all scores to ``scores/<policy>.<split>.json`` and the accuracy over N to ``plots/curves.json``, what lies
     behind the accuracies to ``plots/questions.json``.
 
@@ -72,6 +75,8 @@ def rerank(
     for policy, split, prefix in contests(candidates, logged=params.logged):
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
+        if policy == "grpo":
+            traces = first_questions(traces, TRANSFERRED)
         saved = scores / f"{policy}.{split}.json"
         write_scores(saved, traces, model.score(traces, progress=True), model.calibration)
         read = read_scores(saved)
