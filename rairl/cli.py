@@ -26,6 +26,7 @@ from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES, run_all, run_stage
 
 if TYPE_CHECKING:
     from rairl.models.reward import RewardModel
+    from rairl.stats import Estimate
     from rairl.traces import Trace
 
 app = typer.Typer(
@@ -146,29 +147,61 @@ def rerank(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD
     """Rank your own candidates: one row per question, best candidate first.
 
     As for score; candidates of one question share "group" (or, without it, the problem's text). Where "correct" or
-    "gold" is given, the accuracy of the choice and of a random one are printed at the end.
+    "gold" is given, what the choice is worth is printed at the end, beside the choices that need no reward.
     """
-    from rairl.evaluate.apply import rerank_accuracy, rerank_rows
+    from rairl.evaluate.apply import choice_figures, rerank_rows
+    from rairl.evaluate.labels import SELECTOR_LABELS
 
     traces, model = _own(file, reward, skip_bad)
     rows = list(rerank_rows(traces, model))
     _write(rows, output)
-    accuracy = rerank_accuracy(traces, rows)
-    if accuracy is not None:
-        chosen, chance, n = accuracy
-        _say(f"right answers over {n} judged questions: reward {chosen:.3f}, random choice {chance:.3f}")
+    figures = choice_figures(traces, rows, model.calibration)
+    if figures:
+        chosen = {"max": "the best score", "vote": "the weighted vote"}[model.calibration.selector]
+        _say(f"right answers over {figures['reward'].n} judged questions (chosen on dev: {chosen}):")
+        for name, label in SELECTOR_LABELS.items():
+            if name in figures:
+                gain = figures.get(f"reward-{name}")
+                _say(f"  {label}: {figures[name]}" + ("" if gain is None else f", reward minus it {_signed(gain)}"))
+        if "auroc" in figures:
+            _say(f"right above wrong candidates of a question (AUROC): {figures['auroc']}")
 
 
 @app.command()
-def localise(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD = False) -> None:
+def localise(
+    file: FILE,
+    reward: REWARD,
+    output: OUTPUT = None,
+    html: Annotated[Path | None, typer.Option(help="write the traces as a page to look at, too")] = None,
+    skip_bad: SKIP_BAD = False,
+) -> None:
     """Point at the first wrong step of your own traces: one row each.
 
     As for score. "suspect" is the step that is wrong if one is; "first_error" is that step, or null where no step's
-    score falls below the threshold that was chosen on held-out expert traces. Both count from 0.
+    score falls below the threshold that was chosen on held-out expert traces. Both count from 0. Where "first_error"
+    (or "labelled" without one) is given, how often they are right is printed at the end.
     """
-    from rairl.evaluate.apply import localise_rows
+    from rairl.evaluate.apply import localise_rows, location_figures, traces_page
+    from rairl.evaluate.labels import LOCATOR_LABELS
 
-    _write(localise_rows(*_own(file, reward, skip_bad)), output)
+    traces, model = _own(file, reward, skip_bad)
+    rows = list(localise_rows(traces, model))
+    _write(rows, output)
+    if html is not None:
+        _write_text(html, traces_page(traces, rows, model.calibration.locator, file.name))
+    figures = location_figures(traces, rows, model.calibration.locator)
+    if "reward.exact" in figures:
+        _say(f"first wrong step of {sum(trace.first_error is not None for trace in traces)} wrong traces, exact:")
+        for name, label in LOCATOR_LABELS.items():
+            if f"{name}.exact" in figures:
+                gain = figures.get(f"reward-{name}.exact")
+                told = "" if gain is None else f", reward minus it {_signed(gain)}"
+                _say(f"  {label}: {figures[f'{name}.exact']}{told}")
+    for name in ("reward", "chance"):
+        parts = {"f1": "F1", "acc_error": "erroneous", "acc_correct": "error-free"}
+        found = [f"{words} {figures[f'{name}.{key}']}" for key, words in parts.items() if f"{name}.{key}" in figures]
+        if found:
+            _say(f"with and without an error, {name}: {', '.join(found)}")
 
 
 @app.command()
@@ -223,25 +256,42 @@ def ui(
 
 
 def _own(file: Path, reward: Path, skip_bad: bool) -> tuple[list[Trace], RewardModel]:
+    """The file's traces and the model; the file is checked before the model is loaded, and its lengths after."""
     from rairl.evaluate.apply import read_own
 
     bad: list[str] | None = [] if skip_bad else None
-    traces = read_own(file, skip_bad=bad)
+    read_own(file, skip_bad=bad)
     for message in bad or []:
         _say(f"left out: {message}")
     from rairl.models.reward import RewardModel
 
-    return traces, RewardModel.from_pretrained(reward)
+    model = RewardModel.from_pretrained(reward)
+    all_bad: list[str] | None = [] if skip_bad else None
+    traces = read_own(file, skip_bad=all_bad, check=model.require_readable)
+    for message in all_bad or []:
+        if message not in (bad or []):
+            _say(f"left out: {message}")
+    if all_bad:
+        _say(f"left out {len(all_bad)} of {len(all_bad) + len(traces)} lines")
+    return traces, model
+
+
+def _signed(figure: Estimate) -> str:
+    return f"{figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]"
 
 
 def _write(rows: Iterator[Mapping[str, Any]] | list[dict[str, Any]], output: Path | None) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if output is None:
         sys.stdout.write(lines)
-        return
+    else:
+        _write_text(output, lines)
+
+
+def _write_text(output: Path, text: str) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(output.name + ".part")
-    draft.write_text(lines, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     draft.replace(output)
     _say(f"wrote {output}")
 

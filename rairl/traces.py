@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,13 +189,20 @@ def relabel(trace: Trace, **changes: Any) -> Trace:
     return replace(trace, **changes)
 
 
-def read_traces(path: str | Path, *, allow_empty: bool = False, skip_bad: list[str] | None = None) -> list[Trace]:
+def read_traces(
+    path: str | Path,
+    *,
+    allow_empty: bool = False,
+    skip_bad: list[str] | None = None,
+    check: Callable[[Trace], None] = lambda trace: None,
+) -> list[Trace]:
     """Read a JSON-lines file of traces.
 
     Args:
         path: the file.
         allow_empty: accept a file without rows.
         skip_bad: when given, malformed lines are left out and their messages appended here instead of raised.
+        check: raises RairlError for a trace that the reader can't use; its message gets file and line.
 
     Raises:
         RairlError: naming file, line and field of the first malformed line; for a missing or empty file; for ids that
@@ -209,6 +216,7 @@ def read_traces(path: str | Path, *, allow_empty: bool = False, skip_bad: list[s
             continue
         try:
             trace = _parse(line)
+            check(trace)
             if trace.id in seen:
                 raise RairlError(
                     f"field 'id': {trace.id!r} already occurs on line {seen[trace.id]}; ids must be unique"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,15 @@ import numpy as np
 import pytest
 
 from rairl import __version__
-from rairl.evaluate.apply import localise_rows, read_own, rerank_accuracy, rerank_rows, score_rows
+from rairl.evaluate.apply import (
+    choice_figures,
+    localise_rows,
+    location_figures,
+    read_own,
+    rerank_rows,
+    score_rows,
+    traces_page,
+)
 from rairl.models.reward import Calibration, Scores
 from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES
 from rairl.traces import Trace, write_traces
@@ -148,20 +158,76 @@ def test_rerank_rows_and_accuracy() -> None:
         "group": "a",
         "best": "a2",
         "answer": "6",
+        "vote": "6",
         "ranking": [{"id": "a2", "score": 1.0}, {"id": "a1", "score": 0.5}],
     }
     assert [row["best"] for row in rows] == ["a2", "b1", "c1"]
-    assert rerank_accuracy(traces, rows) == (1.0, 0.75, 2)
-    assert rerank_accuracy(traces[3:], rows[2:]) is None
+    assert rows[2]["vote"] is None
+    figures = choice_figures(traces, rows, Fixed.calibration)
+    values = {name: figure.value for name, figure in figures.items()}
+    assert values == {
+        "reward": 1, "reward_vote": 1, "majority": 0.75, "shortest": 0.75, "random": 0.75, "oracle": 1, "auroc": 1,
+        "reward-reward_vote": 0, "reward-majority": 0.25, "reward-shortest": 0.25, "reward-random": 0.25,
+    }  # fmt: skip
+    assert figures["reward"].n == 2, "the question that nobody has judged is left out"
+    assert choice_figures(traces[3:], rows[2:], Fixed.calibration) == {}
+
+
+def test_the_weighted_vote_of_rows() -> None:
+    # 2 / T = 1: 7 has exp(0) votes, 1,000 has exp(-1) + exp(-1.2), in the words of its better candidate.
+    model = Fixed()
+    model.calibration = replace(model.calibration, temperatures={"mean": 2.0})
+    reads = {"a": ("7", 3.0), "b": ("1,000", 1.0), "c": ("1000", 0.6), "d": (None, 9.0)}
+    traces = [own(key, [read], group="q", answer=answer) for key, (answer, read) in reads.items()]
+    [row] = rerank_rows(traces[:3], model)  # type: ignore[arg-type]
+    assert (row["answer"], row["vote"]) == ("7", "7")
+    model.calibration = replace(model.calibration, temperatures={"mean": 5.0})
+    [row] = rerank_rows(traces, model)  # type: ignore[arg-type]
+    assert (row["answer"], row["vote"]) == (None, "1,000")
 
 
 def test_localise_rows() -> None:
     # increments from the prior 0: (2, -1, -3) and (1, 0)
     wrong, right = localise_rows([own("a", [2.0, 1.0, -2.0]), own("b", [1.0, 1.0])], Fixed())  # type: ignore[arg-type]
+    assert wrong.pop("score") == pytest.approx(1 / 3)
     assert wrong == {"id": "a", "suspect": 2, "suspect_text": "step 2", "first_error": 2, "steps": [2.0, 1.0, -2.0]}
     assert (right["suspect"], right["first_error"]) == (1, None)
     [blank] = localise_rows([Trace(id="c", problem="p", text=" ", meta={"reads": [0.0]})], Blank())  # type: ignore[arg-type]
-    assert blank == {"id": "c", "suspect": None, "suspect_text": None, "first_error": None, "steps": []}
+    assert blank == {"id": "c", "score": 0.0, "suspect": None, "suspect_text": None, "first_error": None, "steps": []}
+
+
+def test_location_figures_by_hand() -> None:
+    traces = [
+        own("a", [2.0, 1.0, -2.0], first_error=2),
+        own("b", [2.0, 1.0, -2.0], first_error=0),
+        own("c", [1.0, 1.0], labelled=True),
+        own("d", [1.0, 1.0]),
+    ]
+    rows = list(localise_rows(traces, Fixed()))  # type: ignore[arg-type]
+    values = {name: f.value for name, f in location_figures(traces, rows, "drop", draws=100).items()}
+    assert values["reward.exact"] == values["first.exact"] == values["last.exact"] == 0.5
+    assert values["chance.exact"] == pytest.approx(1 / 3)
+    assert values["reward-first.exact"] == 0
+    assert (values["reward.acc_error"], values["reward.acc_correct"]) == (0.5, 1)
+    assert values["reward.f1"] == pytest.approx(2 / 3)
+    assert values["reward.step_auc"] == 1, "in a the error is below both steps before it; b has none before"
+    assert location_figures(traces[3:], rows[3:], "drop") == {}
+
+
+def test_own_traces_become_a_page() -> None:
+    traces = [
+        own("a", [2.0, -2.0], first_error=1, correct=False, gold="7"),
+        own("b", [3.0, 1.0], correct=True),
+        own("</script>", [3.0], problem="other"),
+    ]
+    rows = list(localise_rows(traces, Fixed()))  # type: ignore[arg-type]
+    page = traces_page(traces, rows, "drop", "mine <b>.jsonl")
+    assert "mine &lt;b&gt;.jsonl" in page and not re.search(r"https?://|@import|url\(", page)
+    shown = json.loads(re.search(r'id="traces-json">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    assert [(row["id"], row["kind"], row["correct"]) for row in shown] == [
+        ("a", "located", False), ("b", "right", True), ("</script>", "open", None),
+    ]  # fmt: skip
+    assert (shown[0]["predicted"], shown[0]["first_error"], shown[0]["place"]) == (1, 1, 2)
 
 
 def test_steps_are_found_where_they_are_not_given(tmp_path: Path) -> None:
@@ -212,7 +278,34 @@ def test_own_files_are_checked_before_the_model_is_loaded(tmp_path: Path, comman
     write_traces(path, [Trace(id="a", problem="p")])
     done = rairl(command, path, "--reward", tmp_path)
     assert done.returncode == 2
-    assert "trace 'a' has no 'text'" in done.stderr
+    assert f"{path}, line 1: field 'text': trace 'a' has no 'text'" in done.stderr
+
+
+def test_what_is_skipped_is_counted_and_what_is_too_long_is_named(
+    tmp_path: Path, tiny_policy: Path, miniature: Any
+) -> None:
+    from rairl.models.reward import new_reward
+
+    new_reward(tiny_policy, miniature.reward, seed=0).calibrated(threshold=0.0).save_pretrained(tmp_path / "reward")
+    path, page = tmp_path / "own.jsonl", tmp_path / "out" / "page.html"
+    rows = [
+        {"id": "a", "problem": "p", "steps": ["one", "two"], "first_error": 1},
+        {"id": "b", "problem": "p", "text": "x " * 900},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    words = ["localise", path, "--reward", tmp_path / "reward", "-o", tmp_path / "rows.jsonl", "--html", page]
+    done = rairl(*words, "--skip-bad")
+    assert done.returncode == 0, done.stderr
+    assert f"left out: {path}, line 3: not valid JSON" in done.stderr
+    assert f"left out: {path}, line 2: trace 'b' has" in done.stderr
+    assert "left out 2 of 3 lines" in done.stderr
+    assert "first wrong step of 1 wrong traces, exact:" in done.stderr
+    assert [json.loads(line)["id"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == ["a"]
+    assert '"id": "a"' in page.read_text()
+    path.write_text(json.dumps(rows[1]) + "\n")
+    done = rairl(*words)
+    assert done.returncode == 2
+    assert f"{path}, line 1: trace 'b' has" in done.stderr and "reads at most" in done.stderr
 
 
 # --- when it is stopped, or cannot go on ------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_each_stage_depends_on_the_code_it_runs(stages: dict[str, Any], name: st
     assert {path for path in listed if path.endswith(".py")} == code_of(name)
     assert all((ROOT / path).exists() for path in listed)
     templates = {path for path in listed if not path.endswith(".py")}
-    assert templates == ({"rairl/evaluate/report.html"} if name == "report" else set())
+    assert templates == ({"rairl/evaluate/report.html", "rairl/evaluate/viewer.html"} if name == "report" else set())
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -20,6 +20,8 @@ from rich.console import Console
 from rairl.answers import answers_match
 from rairl.datasets import arithmetic
 from rairl.errors import RairlError
+from rairl.evaluate import labels
+from rairl.evaluate.apply import choice_figures, localise_rows, location_figures, read_own, rerank_rows
 from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import POLICIES, candidates_path
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
@@ -40,6 +42,7 @@ from rairl.evaluate.rerank import AGGREGATORS
 from rairl.evaluate.scores import Saved, read_scores
 from rairl.evaluate.variants import VARIANTS
 from rairl.evaluate.windows import RULES
+from rairl.models.reward import RewardModel
 from rairl.params import Params, parse_params
 from rairl.segment import think_lines
 from rairl.stages import INPUTS, OUTPUTS, write_figures
@@ -135,7 +138,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         colder = [relabel(trace, meta={"tokens": 9}) for trace in colder]
         write_traces(candidates_path(root / "candidates", name, "test", "t0.5"), colder)
     for loop in ("grpo", "rairl"):
-        history = [{"step": step, "reward/mean": step / 3, "critic/accuracy/expert": 0.5} for step in range(4)]
+        history = [{"step": step, "reward/mean": step / 3, "rollout/correct": 0.5} for step in range(4)]
+        if loop == "grpo":
+            history = [{"step": row["step"], "rollout/correct": 0.5} for row in history]
         (root / "history" / loop).mkdir(parents=True)
         (root / "history" / loop / "history.json").write_text(json.dumps(history))
 
@@ -241,6 +246,29 @@ def test_the_figures_are_ratios_of_what_lies_behind_them(finished):
             assert figures[name].value == pytest.approx(top / bottom, abs=1e-5), name
     names = set(read_questions(finished.root / "plots" / "posttrain"))
     assert {"posttrain.rairl.pass@1", "posttrain.sft_last.t0.5.pass@1", "posttrain.grpo.process@1"} <= names
+
+
+def test_own_files_give_the_stages_numbers(finished):
+    model = RewardModel.from_pretrained(finished.root / "models" / "reward")
+    traces = read_own(finished.root / "candidates" / "sft.test.jsonl")
+    figures = merge_metrics(finished.root / "metrics")
+    found = choice_figures(traces, list(rerank_rows(traces, model)), model.calibration, draws=100)
+    for name in (
+        "reward",
+        "reward_vote",
+        "majority",
+        "shortest",
+        "random",
+        "oracle",
+        "reward-random",
+        "reward-majority",
+    ):
+        assert found[name].value == pytest.approx(figures[f"rerank.{name}"].value), name
+    assert found["auroc"].value == pytest.approx(figures["rerank.auroc.reward"].value)
+    rows = list(localise_rows(traces, model))
+    found = location_figures(traces, rows, model.calibration.locator, draws=100)
+    for name in ("reward.exact", "chance.exact", "longest.within1", "reward.f1", "chance.f1", "reward.step_auc"):
+        assert found[name].value == pytest.approx(figures[f"localise.{name}"].value), name
 
 
 def test_the_report_holds_the_policies_updates_against_each_other(finished):
@@ -429,7 +457,7 @@ def test_the_report_needs_nothing_but_itself(finished):
     assert images == {
         "pass_at_k.png", "splits.png", "curve.png", "on_rairl.png", "on_grpo.png", "selectors.png", "reliability.png",
         "natural.png", "kinds.png", "auroc.png", "checks.png", "variants.png", "choice.png", "training_grpo.png",
-        "training_rairl.png",
+        "training_rairl.png", "goodhart_rairl.png",
     }  # fmt: skip
     assert text.count("data:image/png") == len(images)
 
@@ -519,6 +547,13 @@ def test_many_comparisons_are_corrected_for_their_number():
     )
     assert difference_verdict(sure) == SUPPORTED
     assert adjusted(figures, ["rerank.reward-random.p"])["rerank.reward-random.p"] == exact(0.01)
+
+
+def test_no_two_rows_of_a_table_have_one_label():
+    tables_ = {name: value for name, value in vars(labels).items() if name.endswith("_LABELS")}
+    assert len(tables_) >= 9
+    for name, value in tables_.items():
+        assert len(set(value.values())) == len(value), name
 
 
 def test_cells():

@@ -9,6 +9,7 @@ from scipy.stats import entropy as scipy_entropy
 from rairl.errors import RairlError
 from rairl.evaluate.candidates import (
     candidates_path,
+    first_questions,
     logprob,
     meta_number,
     read_candidates,
@@ -206,6 +207,12 @@ def test_candidates_files(tmp_path):
     write_traces(tmp_path / "x.jsonl", [Trace("q/0", "p", "text", group="q")])
     with pytest.raises(RairlError, match="trace 'q/0' has no 'correct'"):
         read_candidates(tmp_path / "x.jsonl")
+
+
+def test_the_first_questions_are_kept_whole():
+    traces = sampled(a=[True, False], b=[True], c=[False])
+    assert [trace.id for trace in first_questions([traces[2], *traces], 2)] == ["b/0", "a/0", "a/1", "b/0"]
+    assert first_questions(traces, 9) == traces
 
 
 def test_candidates_must_cover_the_questions(tmp_path):

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rairl.answers import answers_match, extract_answer
+from rairl.answers import answers_match, extract_answer, normalise_answer
 from rairl.errors import RairlError
 from rairl.evaluate.candidates import by_question
-from rairl.evaluate.localise import first_error, first_error_or_none
-from rairl.evaluate.rerank import aggregate
+from rairl.evaluate.localise import (
+    detection_figures,
+    first_error,
+    first_error_or_none,
+    located_figures,
+    step_auc_figures,
+    suspicion,
+    trivial_predictions,
+)
+from rairl.evaluate.rerank import (
+    aggregate,
+    best_of_n,
+    majority_of_n,
+    vote_temperature,
+    vote_weights,
+    weighted_vote_of_n,
+)
 from rairl.segment import guess, segment
+from rairl.stats import Estimate, bootstrap_mean, paired_difference, within_auroc
 from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
-    from rairl.models.reward import RewardModel, Scores
+    from rairl.models.reward import Calibration, RewardModel, Scores
 
 
-def read_own(path: Path, *, skip_bad: list[str] | None = None) -> list[Trace]:
+def read_own(
+    path: Path, *, skip_bad: list[str] | None = None, check: Callable[[Trace], None] = lambda trace: None
+) -> list[Trace]:
     """Read solved traces, and fill in what is not given.
 
     Steps are found in the text (by tags, numbers, lines or sentences), and so is the final answer; ``correct`` follows
@@ -28,20 +46,18 @@ def read_own(path: Path, *, skip_bad: list[str] | None = None) -> list[Trace]:
     Args:
         path: the file.
         skip_bad: when given, malformed lines are left out and their messages appended here instead of raised.
+        check: raises RairlError for a trace that can't be used.
 
     Raises:
-        RairlError: as :func:`rairl.traces.read_traces`, and for a row without text.
+        RairlError: as :func:`rairl.traces.read_traces`, and for a row without text; naming file and line.
     """
-    traces = []
-    for trace in read_traces(path, skip_bad=skip_bad):
+
+    def usable(trace: Trace) -> None:
         if not trace.text:
-            message = f"{path}: trace {trace.id!r} has no 'text' to score"
-            if skip_bad is None:
-                raise RairlError(message)
-            skip_bad.append(message)
-            continue
-        traces.append(_completed(trace))
-    return traces
+            raise RairlError(f"field 'text': trace {trace.id!r} has no 'text' to score")
+        check(trace)
+
+    return [_completed(trace) for trace in read_traces(path, skip_bad=skip_bad, check=usable)]
 
 
 def _completed(trace: Trace) -> Trace:
@@ -71,41 +87,82 @@ def score_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[st
 
 
 def rerank_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[str, Any]]:
-    """One row per question: ``{"group", "best": id, "answer", "ranking": [{"id", "score"}, ...]}``, best first."""
+    """One row per question: the candidates, best first, and the two ways to choose among them.
+
+    Rows: ``{"group", "best": id, "answer", "vote", "ranking": [{"id", "score"}, ...]}``. ``answer`` is that of the best
+    candidate; ``vote`` the one with the largest sum of softmax weights, at the temperature chosen on dev, in the words
+    of its best candidate (None where no candidate has an answer).
+    """
     score = {row["id"]: row["score"] for row in score_rows(traces, reward)}
+    temperature = vote_temperature(reward.calibration)
     for group, members in by_question(traces).items():
         ranked = sorted((traces[index] for index in members), key=lambda trace: -score[trace.id])
+        weights = vote_weights([score[trace.id] for trace in ranked], [group] * len(ranked), temperature)
+        votes: dict[str, float] = {}
+        words: dict[str, str] = {}
+        for trace, weight in zip(ranked, weights, strict=True):
+            if trace.answer is not None:
+                key = normalise_answer(trace.answer)
+                votes[key] = votes.get(key, 0.0) + weight
+                words.setdefault(key, trace.answer)
         yield {
             "group": group,
             "best": ranked[0].id,
             "answer": ranked[0].answer,
+            "vote": words[max(votes, key=lambda key: votes[key])] if votes else None,
             "ranking": [{"id": trace.id, "score": score[trace.id]} for trace in ranked],
         }
 
 
-def rerank_accuracy(traces: Sequence[Trace], rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, int] | None:
-    """Accuracy of the chosen candidates and of a random choice, over the questions whose candidates are all judged.
+def choice_figures(
+    traces: Sequence[Trace], rows: Sequence[Mapping[str, Any]], calibration: Calibration, *, draws: int = 1000
+) -> dict[str, Estimate]:
+    """What the choices of :func:`rerank_rows` are worth, over the questions whose candidates are all judged.
 
     Returns:
-        ``(chosen, random, number of questions)``, or None when no question is judged.
+        Share of right answers by ``reward``, ``reward_vote``, ``majority``, ``shortest``, ``random`` and ``oracle``;
+        paired differences ``reward-<other>``; ``auroc``, right over wrong candidates of the same question. The same
+        numbers as the rerank stage's where N is the number of candidates. Nothing when no question is judged.
     """
-    correct = {trace.id: trace.correct for trace in traces}
-    chosen, chance = [], []
+    of = {trace.id: trace for trace in traces}
+    temperature = vote_temperature(calibration)
+    table: dict[str, list[float]] = {}
+    keys: list[str] = []
+    ranked: list[tuple[bool, float, str]] = []
     for row in rows:
-        judged = [correct[item["id"]] for item in row["ranking"]]
-        if None not in judged:
-            chosen.append(float(bool(judged[0])))
-            chance.append(sum(map(bool, judged)) / len(judged))
-    if not chosen:
-        return None
-    return sum(chosen) / len(chosen), sum(chance) / len(chance), len(chosen)
+        members = [of[item["id"]] for item in row["ranking"]]
+        if any(trace.correct is None for trace in members):
+            continue
+        keys.append(row["group"])
+        right, scores = [bool(trace.correct) for trace in members], [item["score"] for item in row["ranking"]]
+        answers = [None if trace.answer is None else normalise_answer(trace.answer) for trace in members]
+        weights = vote_weights(scores, [row["group"]] * len(members), temperature)
+        n = len(members)
+        found = {
+            "reward": best_of_n(scores, right, n),
+            "reward_vote": weighted_vote_of_n(answers, weights, right, [n])[0],
+            "majority": majority_of_n(answers, right, [n])[0],
+            "shortest": best_of_n([-len(trace.text) for trace in members], right, n),
+            "random": sum(right) / n,
+            "oracle": float(any(right)),
+        }
+        for name, value in found.items():
+            table.setdefault(name, []).append(value)
+        ranked += [(good, score, row["group"]) for good, score in zip(right, scores, strict=True)]
+    if not keys:
+        return {}
+    figures = {name: bootstrap_mean(values, keys, draws=draws) for name, values in table.items()}
+    for name in ("reward_vote", "majority", "shortest", "random"):
+        figures[f"reward-{name}"] = paired_difference(table["reward"], table[name], keys, draws=draws)
+    figures["auroc"] = within_auroc(*map(list, zip(*ranked, strict=True)), draws=draws)
+    return {name: figure for name, figure in figures.items() if figure.n}
 
 
 def localise_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[str, Any]]:
     """Where each trace goes wrong, by the locator and the threshold chosen on dev.
 
-    Rows: ``{"id", "suspect", "suspect_text", "first_error", "steps": [logits]}``. ``suspect`` is the 0-based step
-    that is wrong if one is; ``first_error`` is the first step below the threshold, or None. A trace
+    Rows: ``{"id", "score", "suspect", "suspect_text", "first_error", "steps": [logits]}``. ``suspect`` is the 0-based
+    step that is wrong if one is; ``first_error`` is the first step below the threshold, or None. A trace
     of white space has no steps and None for both.
 
     Raises:
@@ -120,11 +177,52 @@ def localise_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict
         suspect = first_error(scores.steps, calibration.locator) if trace.steps else None
         yield {
             "id": trace.id,
+            "score": aggregate(scores.steps, scores.last, calibration.aggregator),
             "suspect": suspect,
             "suspect_text": None if suspect is None else trace.step_texts()[suspect],
             "first_error": first_error_or_none(scores.steps, calibration.locator, calibration.threshold),
             "steps": [float(value) for value in scores.steps],
         }
+
+
+def location_figures(
+    traces: Sequence[Trace], rows: Sequence[Mapping[str, Any]], locator: str, *, draws: int = 1000
+) -> dict[str, Estimate]:
+    """What the rows of :func:`localise_rows` are worth on the traces whose first wrong step is known.
+
+    Returns:
+        ``<reward|chance|first|last|longest>.<exact|within1|distance>`` and ``reward-<other>.exact`` on the wrong ones,
+        ``reward.<step_auc|step_auc_pooled>``, and ``<reward|chance>.<acc_error|acc_correct|f1>`` on all of them: the
+        localise stage's numbers. Nothing when no trace is labelled.
+    """
+    known = [(trace, row) for trace, row in zip(traces, rows, strict=True) if trace.labelled and trace.steps]
+    wrong = [(trace, row) for trace, row in known if trace.first_error is not None]
+    sampling = {"draws": draws, "seed": 0}
+    figures: dict[str, Estimate] = {}
+    if wrong:
+        bad = [trace for trace, _ in wrong]
+        predictions = {"reward": [row["suspect"] for _, row in wrong]}
+        for name in ("first", "last", "longest"):
+            predictions[name] = [trivial_predictions(trace)[name] for trace in bad]
+        figures |= located_figures(bad, predictions, "", **sampling)
+        trusts = {"reward": [suspicion(row["steps"], locator) for _, row in wrong]}
+        figures |= step_auc_figures(bad, trusts, "", **sampling)
+    if known:
+        every = [trace for trace, _ in known]
+        hits = [float(row["first_error"] == trace.first_error) for trace, row in known]
+        figures |= detection_figures(every, hits, ".reward", **sampling)
+        figures |= detection_figures(every, [1 / (len(trace.steps) + 1) for trace in every], ".chance", **sampling)
+    return {name.removeprefix("."): figure for name, figure in figures.items() if figure.n}
+
+
+def traces_page(traces: Sequence[Trace], rows: Sequence[Mapping[str, Any]], locator: str, title: str) -> str:
+    """The traces as one self-contained HTML page to page through: each step coloured by its reward, the suspected and,
+    where it is known, the true first wrong step marked."""
+    from rairl.evaluate.report import every_row, render_traces
+    from rairl.evaluate.scores import Saved
+
+    saved = Saved(Path(title), locator, {row["id"]: dict(row) for row in rows})
+    return render_traces(title, every_row(traces, saved))
 
 
 def _scored(traces: Sequence[Trace], reward: RewardModel) -> Iterator[tuple[Trace, Scores]]:

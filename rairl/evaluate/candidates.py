@@ -75,6 +75,16 @@ def by_question(traces: Sequence[Trace]) -> dict[str, list[int]]:
     return members
 
 
+TRANSFERRED = 100
+"""Test questions whose candidates by a third policy are ranked, too: enough to see whether the reward transfers."""
+
+
+def first_questions(traces: Sequence[Trace], count: int) -> list[Trace]:
+    """The traces of the first ``count`` questions, in their order."""
+    kept = set(list(by_question(traces))[:count])
+    return [trace for trace in traces if trace.question in kept]
+
+
 def meta_number(trace: Trace, key: str, path: Path) -> float:
     """A number that the sampler stored with a trace.
 

@@ -85,14 +85,14 @@ VARIANT_LABELS = {
 }
 CHECK_LABELS = {
     "shuffle.reward": "true order of steps over a shuffled one: reward",
-    "shuffle.logprob": "the same: SFT log-probability",
+    "shuffle.logprob": "true order of steps: SFT log-probability",
     "swap.steps": "right over wrong steps, same answer: reward",
     "swap.answer": "right over wrong answer, same steps: reward",
     "premise.reward": "all steps right over a wrong one, same right answer: reward",
-    "premise.logprob": "the same: SFT log-probability",
+    "premise.logprob": "all steps right: SFT log-probability",
     "lucky.reward": "the same on the policy's own right answers: reward",
     "ngrams.reward": "same words turned round, still right over now wrong: reward",
-    "ngrams.logprob": "the same: SFT log-probability",
+    "ngrams.logprob": "same words turned round: SFT log-probability",
     "style.reward": "right in another style over wrong in the expert's: reward",
 }
 """Pairs of which one side should be preferred."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def compared(series: Mapping[str, Mapping[str, Estimate]], path: Path, *, label:
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
     axis.set_xlabel(label)
-    axis.legend(fontsize=8, frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.legend(fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _save(figure, path)
 
 
@@ -236,10 +237,31 @@ def groups(
         )
     if reference is not None:
         axis.axhline(reference, color="#333333", linestyle="--", linewidth=1)
-    axis.set_xticks(range(len(places)), places)
+    axis.set_xticks(range(len(places)), [fill(place, 11) for place in places])  # so that neighbours don't overlap
     axis.set_xlim(-0.6, len(places) - 0.4)
     axis.set_ylabel(ylabel)
     axis.legend(fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def twin(rows: Sequence[Mapping[str, float]], left: tuple[str, str], right: tuple[str, str], path: Path) -> Path:
+    """Two quantities of a training history over ``step``, each with its own axis.
+
+    Args:
+        rows: one dict per record with ``step`` and path-like keys.
+        left, right: key and label of each quantity.
+        path: PNG to write.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    first = axes[0, 0]
+    second = first.twinx()
+    second.spines[["top"]].set_visible(False)
+    for axis, (key, label), colour, style in ((first, left, COLOURS[1], "-"), (second, right, COLOURS[0], "--")):
+        points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
+        axis.plot([x for x, _ in points], [y for _, y in points], style, color=colour, linewidth=1.5)
+        axis.set_ylabel(label, color=colour)
+        axis.tick_params(axis="y", labelcolor=colour)
+    first.set_xlabel("iteration")
     return _save(figure, path)
 
 

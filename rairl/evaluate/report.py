@@ -471,7 +471,10 @@ def _transfer(figures: Figures) -> Table:
         "reward_vote": "reward, weighted vote", "oracle": "oracle", "reward-random": "reward − random",
         "reward-majority": "reward − majority", "auroc.reward": "AUROC within question",
     }  # fmt: skip
-    note = "The same reward on the candidates of different policies; log-probability is each policy's own."
+    note = (
+        "The same reward on the candidates of different policies; log-probability is each policy's own. GRPO's are "
+        "ranked on the first 100 questions only."
+    )
     return _table(figures, "Whose candidates", note, columns, POOL_LABELS, "{row}.{column}")
 
 
@@ -693,6 +696,22 @@ def viewer_rows(traces: Sequence[Trace], saved: Saved, *, per_kind: int = 12) ->
     return [row for rows in chosen.values() for row in rows]
 
 
+def every_row(traces: Sequence[Trace], saved: Saved) -> list[dict[str, Any]]:
+    """All traces for the viewer, in their order; kinds as in :func:`viewer_rows`, and ``lower`` (right, not scored
+    highest) and ``open`` (neither judged nor labelled as wrong)."""
+    score = dict(zip((trace.id for trace in traces), saved.scores(traces), strict=True))
+    rows: dict[str, dict[str, Any]] = {}
+    for members in by_question(traces).values():
+        ranked = sorted((traces[row] for row in members), key=lambda trace: -score[trace.id])
+        for place, trace in enumerate(ranked):
+            row = _viewer_row(trace, saved, place + 1, len(ranked))
+            kind = _kind(row, any(other.correct for other in ranked)) or "lower"
+            if trace.correct is None and trace.first_error is None:
+                kind = "open"
+            rows[trace.id] = {**row, "kind": kind, "correct": trace.correct}
+    return [rows[trace.id] for trace in traces]
+
+
 def _viewer_row(trace: Trace, saved: Saved, place: int, of: int) -> dict[str, Any]:
     [values], [score] = saved.steps([trace]), saved.scores([trace])
     return {
@@ -741,6 +760,16 @@ def embed_json(value: Any) -> str:
 
 def render(context: Mapping[str, Any]) -> str:
     """The HTML page; ``context`` as :mod:`rairl.stages.report` builds it."""
+    return _page("report.html", context)
+
+
+def render_traces(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A page with nothing but the viewer; ``rows`` of :func:`every_row`."""
+    note = "Trust is what the locator compares: the lowest is where the reward points."
+    return _page("traces.html", {"title": title, "viewer": rows, "viewer_note": note})
+
+
+def _page(template: str, context: Mapping[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -748,7 +777,7 @@ def render(context: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["cell"] = cell
-    return environment.get_template("report.html").render(**context, viewer_json=Markup(embed_json(context["viewer"])))
+    return environment.get_template(template).render(**context, viewer_json=Markup(embed_json(context["viewer"])))
 
 
 def summary_table(metrics: Mapping[str, Mapping[str, float]]) -> RichTable:

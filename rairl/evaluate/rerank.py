@@ -24,6 +24,7 @@ from rairl.traces import Trace
 
 if TYPE_CHECKING:
     from rairl.evaluate.likelihood import Likelihood
+    from rairl.models.reward import Calibration
 
 AGGREGATORS = ("last", "mean", "min", "product", "discounted")
 """How the reads of a trace become its score; chosen on dev, never on the candidates."""
@@ -184,6 +185,11 @@ def vote_weights(scores: Sequence[float], groups: Sequence[str], temperature: fl
         best[group] = max(score, best.get(group, score))
     gaps = np.array([score - best[group] for score, group in zip(scores, groups, strict=True)])
     return np.exp(np.maximum(gaps / temperature, -600)).tolist()  # far below, but never nothing
+
+
+def vote_temperature(calibration: Calibration) -> float:
+    """Temperature of the weighted vote for the aggregator that dev chose; 1 for a reward that dev did not calibrate."""
+    return calibration.temperatures.get(calibration.aggregator, 1.0)
 
 
 def _times(counts: np.ndarray, polynomial: Sequence[int]) -> np.ndarray:

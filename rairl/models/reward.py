@@ -239,13 +239,8 @@ class RewardModel(nn.Module):
     def _read(self, traces: Sequence[Trace], batch_tokens: int) -> list[tuple[Tensor, list[int]]]:
         """Features ``(reads, F)`` and token indices of each trace."""
         encoded = encode(self.tokenizer, traces)
-        limit = getattr(self.backbone.config, "max_position_embeddings", None) or float("inf")
         for item, trace in zip(encoded, traces, strict=True):
-            if len(item.ids) > limit:
-                raise RairlError(
-                    f"trace {trace.id!r} has {len(item.ids)} tokens with its problem, but the reward's backbone reads "
-                    f"at most {limit}; leave it out, or train a reward on another reward.backbone"
-                )
+            self._require_short(item, trace)
         places = [
             read_tokens(item, trace, self.params.granularity, self.params.interval)
             for item, trace in zip(encoded, traces, strict=True)
@@ -257,6 +252,22 @@ class RewardModel(nn.Module):
                 for index, row in zip(batch, rows, strict=True):
                     features[index] = row
         return list(zip(features, places, strict=True))
+
+    def _require_short(self, item: Encoded, trace: Trace) -> None:
+        limit = getattr(self.backbone.config, "max_position_embeddings", None) or float("inf")
+        if len(item.ids) > limit:
+            raise RairlError(
+                f"trace {trace.id!r} has {len(item.ids)} tokens with its problem, but the reward's backbone reads "
+                f"at most {limit}; leave it out, or train a reward on another reward.backbone"
+            )
+
+    def require_readable(self, trace: Trace) -> None:
+        """Check that a trace can be scored.
+
+        Raises:
+            RairlError: naming the trace when it is longer than the backbone can read.
+        """
+        self._require_short(encode(self.tokenizer, [trace])[0], trace)
 
     def _features(self, encoded: Sequence[Encoded], places: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
         """Features of each trace's reads: one ``(reads, F)`` tensor per trace."""

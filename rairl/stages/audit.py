@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 MASKED = 2
 """Right and wrong candidates per question that are scored again in another form."""
-SAMPLED = 75
+SAMPLED = 60
 """Questions whose candidates are scored again in other forms and wordings."""
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rairl.models.reward import Calibration, RewardModel
     from rairl.tracking import Run
 
-PROBED = 100
+PROBED = 60
 """Questions whose right candidate is corrupted in every way, and whose wrong one is looked at token by token."""
 NATURAL = "natural"
 """Name of the set of a policy's own traces whose steps the dataset's oracle has checked."""

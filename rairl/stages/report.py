@@ -195,6 +195,11 @@ def _histories(grpo: Path, rairl: Path, report: Path) -> list[dict[str, Any]]:
         rows = _read_json(path)
         if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows):
             raise RairlError(f"{path} must be a list of objects with 'step'; run its stage again")
+        keys = ("reward/mean", "learned reward, mean"), ("rollout/correct", "share of right answers")
+        if all(any(key in row for row in rows) for key, _ in keys):
+            image = draw.twin(rows, *keys, report / f"goodhart_{folder.name}.png")
+            caption = f"{label}: the learned reward beside the truth. Rising while answers get worse, it is hacked."
+            images.append({"uri": data_uri(image), "caption": caption, "wide": False})
         if draw.history_panels(rows):
             image = draw.histories(rows, report / f"training_{folder.name}.png")
             images.append(

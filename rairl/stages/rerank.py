@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
 from rairl.evaluate.candidates import (
+    TRANSFERRED,
     by_question,
     candidates_path,
+    first_questions,
     questions,
     read_candidates,
     reference_policy,
@@ -27,6 +29,7 @@ from rairl.evaluate.rerank import (
     baseline_scores,
     expected_accuracy,
     rerank_figures,
+    vote_temperature,
     vote_weights,
 )
 from rairl.evaluate.scores import Saved, read_scores, write_scores
@@ -49,9 +52,10 @@ def rerank(
 
     The headline ``rerank.<selector>`` ranks the SFT policy's test candidates (with logged traces: the held-out logged
     ones, where ``model_name`` joins the baselines); ``rerank.<split>.<selector>`` the other splits, and
-    ``rerank.on_<rairl|grpo>.<selector>`` those policies' candidates. Within-question AUROC under ``.auroc.<what>``, and
-    ``.calibration.<ece|brier|brier_base>`` of the probabilities that dev's map makes of the scores. For the headline
-    also ``rerank.n<N>.<selector>`` and ``rerank.matrix.<aggregator>.<max|vote>.n<N>`` for every N.
+    ``rerank.on_<rairl|grpo>.<selector>`` those policies' candidates (GRPO's: on the first questions only).
+    Within-question AUROC under ``.auroc.<what>``, and ``.calibration.<ece|brier|brier_base>`` of the probabilities that
+    dev's map makes of the scores. For the headline also ``rerank.n<N>.<selector>`` and
+    ``rerank.matrix.<aggregator>.<max|vote>.n<N>`` for every N.
     Writes all scores to ``scores/<policy>.<split>.json`` and the accuracy over N to ``plots/curves.json``, what lies
     behind the accuracies to ``plots/questions.json``.
 
@@ -71,6 +75,8 @@ def rerank(
     for policy, split, prefix in contests(candidates, logged=params.logged):
         path = candidates_path(candidates, policy, split)
         traces = read_candidates(path)
+        if policy == "grpo":
+            traces = first_questions(traces, TRANSFERRED)
         saved = scores / f"{policy}.{split}.json"
         write_scores(saved, traces, model.score(traces, progress=True), model.calibration)
         read = read_scores(saved)
@@ -116,11 +122,6 @@ def contests(candidates: Path, *, logged: bool) -> list[tuple[str, str, str]]:
     ]
     others = [(policy, "test", f"rerank.on_{policy}") for policy in ("rairl", "grpo")]
     return found if logged else [*found, *others]
-
-
-def vote_temperature(calibration: Calibration) -> float:
-    """Temperature of the weighted vote for the aggregator that dev chose; 1 for a reward that dev did not calibrate."""
-    return calibration.temperatures.get(calibration.aggregator, 1.0)
 
 
 def _probable(calibration: Calibration, traces: Sequence[Trace], scores: Sequence[float]) -> np.ndarray | None:

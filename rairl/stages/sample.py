@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.evaluate.candidates import candidates_path, temperature_label
+from rairl.evaluate.candidates import TRANSFERRED, candidates_path, first_questions, temperature_label
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.params import Params
 from rairl.stats import Estimate, exact
@@ -39,7 +39,7 @@ def sample(
     nothing is ranked), ``<policy>.test.greedy.jsonl`` and, for every temperature but the first,
     ``<policy>.test.t<temperature>.jsonl`` (extra_n samples a problem).
 
-    What is ranked later (the SFT policy's samples, and R-AIRL's and GRPO's on test) gets
+    What is ranked later (the SFT policy's samples, R-AIRL's on test, and GRPO's on its first questions) gets
     ``<policy>.<split>.likelihood.json``: its likelihood under the SFT model, the base model and the peer. Logged traces
     are not sampled; they get that file, and log-probabilities.
 
@@ -90,8 +90,9 @@ def draw(
     written = _sample(params, name, model, splits, candidates)
     if name in RANKED:
         for split in RANKED[name] or splits:
-            pairs = likelihoods(written[split], sft=sft, base=base, peer=peer)
-            write_likelihoods(candidates, name, split, written[split], pairs)
+            ranked = first_questions(written[split], TRANSFERRED) if name == "grpo" else written[split]
+            pairs = likelihoods(ranked, sft=sft, base=base, peer=peer)
+            write_likelihoods(candidates, name, split, ranked, pairs)
     return sum(map(len, written.values()))
 
 
