@@ -285,29 +285,32 @@ def build(params: ArithmeticDataset, seed: int) -> dict[str, list[Trace]]:
     seen: set[str] = set()
     splits = {}
     for name, count, allowed, solved in plan:
-        rng = random.Random(f"arithmetic/{seed}/{name}")
-        rows: list[Trace] = []
-        while len(rows) < count:
-            problem = generate(rng, allowed)
-            if render(problem) not in seen:
-                seen.add(render(problem))
-                rows.append(trace(problem, f"{name}-{len(rows)}", solved=solved))
-        splits[name] = rows
-    splits["ood_wording"] = _reworded(params.ood, seed, seen)
+        splits[name] = _split(name, count, allowed, seed, seen, solved=solved)
+    # Problems like the demonstrated ones, none of them a problem of another split in other words.
+    splits["ood_wording"] = _split("ood_wording", params.ood, IN_RANGE, seed, seen, solved=False, wording=REWORDED)
     for name in ("demos", "dev"):
         splits[name] = with_noise(splits[name], params.noise, random.Random(f"arithmetic/{seed}/{name}/noise"))
     return splits
 
 
-def _reworded(count: int, seed: int, seen: set[str]) -> list[Trace]:
-    """Problems like the demonstrated ones in unseen words, none of them a problem in ``seen`` in other words."""
-    rng = random.Random(f"arithmetic/{seed}/ood_wording")
+def _split(
+    name: str,
+    count: int,
+    allowed: Range,
+    seed: int,
+    seen: set[str],
+    *,
+    solved: bool,
+    wording: Mapping[str, str] = _SENTENCES,
+) -> list[Trace]:
+    """``count`` problems that are not in ``seen`` (in the usual wording), which they join."""
+    rng = random.Random(f"arithmetic/{seed}/{name}")
     rows: list[Trace] = []
     while len(rows) < count:
-        problem = generate(rng, IN_RANGE)
+        problem = generate(rng, allowed)
         if render(problem) not in seen:
             seen.add(render(problem))
-            rows.append(trace(problem, f"ood_wording-{len(rows)}", solved=False, wording=REWORDED))
+            rows.append(trace(problem, f"{name}-{len(rows)}", solved=solved, wording=wording))
     return rows
 
 
