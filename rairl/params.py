@@ -210,7 +210,12 @@ class GuardParams(Section):
         description="discriminator accuracy on experts and on fresh rollouts both above this"
     )
     hacking: Annotated[float, Field(gt=0)] = Field(
-        description="fall of the dev score below its best while the learned reward is at its highest"
+        description="fall below its best of the share of dev problems that the policy solves; or of the reward's dev "
+        "score, while the learned reward is at its highest"
+    )
+    min_auroc: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="no policy is trained on a warmed-up reward that tells right from wrong rollouts on dev less "
+        "surely than this (AUROC within a problem; 0.5 is chance)"
     )
 
 

@@ -260,7 +260,9 @@ def test_a_resumed_run_takes_the_same_numbers(
 
 # --- the guard -------------------------------------------------------------------------------------------------------
 
-GUARD = GuardParams(action="rollback", patience=2, length_ratio=2.0, min_entropy=0.2, saturation=0.99, hacking=0.1)
+GUARD = GuardParams(
+    action="rollback", patience=2, length_ratio=2.0, min_entropy=0.2, saturation=0.99, hacking=0.1, min_auroc=0.8
+)
 
 
 def collapsing(policy: Path, params: Params, demos: list[Trace], folder: Path, action: str = "rollback") -> PolicyLoop:

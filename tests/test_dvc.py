@@ -178,6 +178,31 @@ def test_a_parameter_runs_only_the_stages_that_read_it(finished: Path, tmp_path:
     assert set(re.findall(r"^(\w+):$", out, re.M)) == {"rerank", "report"}
 
 
+def test_a_reward_that_cannot_tell_right_from_wrong_trains_no_policy(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rairl.evaluate import calibrate
+    from rairl.params import load_params
+    from rairl.stages import run_stage
+
+    clone = tmp_path / "clone"
+    shutil.copytree(finished, clone, symlinks=True)
+    monkeypatch.chdir(clone)
+    scored = calibrate.dev_scores
+    monkeypatch.setattr(  # so small a policy is never right, which leaves no AUROC
+        calibrate, "dev_scores", lambda *args: ({**scored(*args)[0], "dev/auroc": 0.7}, scored(*args)[1])
+    )
+    params = load_params(clone / "params.yaml")
+    guarded = params.model_copy(update={"guard": params.guard.model_copy(update={"min_auroc": 0.8})})
+    figures = run_stage("rairl", guarded)
+    assert "rairl.train_correct" not in figures and figures["rairl.step"].value == 0
+    assert contents(clone / "models" / "policy") == contents(clone / "models" / "sft")
+    (event,) = json.loads((clone / "history" / "rairl" / "guard.json").read_text())
+    assert event["action"] == "stop" and "AUROC of 0.700" in event["reason"]
+    run_stage("report", guarded)  # with a history of no iteration
+    assert "AUROC of 0.700" in (clone / "report" / "report.html").read_text()
+
+
 def test_figures_and_plots_can_be_looked_at(finished: Path) -> None:
     shown = json.loads(run(finished, "dvc", "metrics", "show", "--json"))
     assert list(shown[""]["data"]) == ["metrics.json"]

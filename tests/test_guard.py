@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rairl.learn.guard import begun, collapse, dev_fall
+from rairl.learn.guard import begun, collapse, fall, unfit
 from rairl.params import GuardParams
 
-PARAMS = GuardParams(action="stop", patience=3, length_ratio=2.0, min_entropy=0.2, saturation=0.95, hacking=0.1)
+PARAMS = GuardParams(
+    action="stop", patience=3, length_ratio=2.0, min_entropy=0.2, saturation=0.95, hacking=0.1, min_auroc=0.8
+)
 
 
 def history(count: int = 12, **series: list[float]) -> list[dict[str, float]]:
@@ -80,12 +82,33 @@ RISING = [0.1, 0.2, 0.3, 0.4, 0.5]
 def test_hacking_is_a_reward_that_rises_while_dev_falls() -> None:
     rows = history(reward_mean=RISING)
     rows[4]["dev/score"], rows[8]["dev/score"], rows[9]["dev/score"] = 0.8, 0.75, 0.65
-    assert dev_fall(rows) == pytest.approx(0.15)
+    assert fall(rows, "dev/score") == pytest.approx(0.15)
     assert begun(rows, PARAMS)
     assert "0.4 over 3 iterations) while the dev score has fallen 0.15" in str(collapse(rows, PARAMS))
     assert collapse(rows, params(hacking=0.2)) is None and not begun(rows, params(hacking=0.2))
     assert collapse([*rows, *history(2, reward_mean=[0.0, 0.0])], PARAMS) is None  # the reward is past its highest
     assert collapse(rows[:2] + rows[-1:], PARAMS) is None  # too few iterations to say what is high
+
+
+def test_a_policy_that_solves_fewer_dev_problems_has_collapsed_whatever_its_reward_does() -> None:
+    rows = history(reward_mean=[0.0, -0.1])
+    start = {"dev/correct": 0.6}
+    rows[4]["dev/correct"], rows[9]["dev/correct"] = 0.65, 0.54
+    assert "solves 0.540 of the dev problems, 0.11 below its best" in str(collapse(rows, PARAMS, start))
+    assert begun(rows, PARAMS, start)
+    rows[9]["dev/correct"] = 0.56
+    assert collapse(rows, PARAMS, start) is None and not begun(rows, PARAMS, start)
+    # The start counts among the best, and a run that was not measured since shows nothing.
+    assert "0.14 below" in str(collapse(rows, PARAMS, {"dev/correct": 0.7}))
+    assert collapse(history(), PARAMS, {"dev/correct": 0.7}) is None
+
+
+def test_a_reward_that_cannot_tell_right_from_wrong_is_unfit() -> None:
+    reason = str(unfit({"dev/auroc": 0.735, "dev/score": 0.9}, PARAMS))
+    assert "AUROC of 0.735 only (guard.min_auroc 0.8)" in reason and "dataset.demos" in reason
+    assert unfit({"dev/auroc": 0.8}, PARAMS) is None
+    assert unfit({"dev/auroc": 0.735}, params(min_auroc=0.7)) is None
+    assert unfit({"dev/prefers_corrupted": 0.5}, PARAMS) is None  # no dev problem has a right and a wrong rollout
 
 
 def test_a_reward_without_updates_is_not_saturated() -> None:

@@ -251,6 +251,7 @@ class PolicyLoop:
         after_iteration: called with the number of iterations done, for those done now; what it returns (scores on dev)
             joins the iteration's metrics.
         guard: when to stop or go back, and which; None never does.
+        start: what :attr:`after_iteration` would have given before the first iteration; the guard compares with it.
         done: iterations behind the present weights.
         history: one row of metrics per iteration.
         events: what the guard did: iteration, reason and action of each.
@@ -268,6 +269,7 @@ class PolicyLoop:
     on_metrics: Callable[[int, Metrics], None]
     after_iteration: Callable[[int], Metrics] = lambda done: {}
     guard: GuardParams | None = None
+    start: Metrics = field(default_factory=dict)
     done: int = field(init=False, default=0)
     history: list[dict[str, float]] = field(init=False, default_factory=list)
     events: list[dict[str, str | int]] = field(init=False, default_factory=list)
@@ -388,7 +390,7 @@ class PolicyLoop:
             return None
         self.history[-1]["guard/rollbacks"] = self.rollbacks
         guard = self.guard
-        reason = by_first(lambda: collapse(self.history, guard))
+        reason = by_first(lambda: collapse(self.history, guard, self.start))
         if reason is None:
             return None
         action = "stop" if self.rollbacks == MAX_ROLLBACKS else self.guard.action
@@ -414,7 +416,7 @@ class PolicyLoop:
     def save(self) -> None:
         """Keep policy, reward, both optimisers, replay buffer and history; beside it stays the last good checkpoint."""
         guard = self.guard
-        if guard is None or not by_first(lambda: begun(self.history, guard)):
+        if guard is None or not by_first(lambda: begun(self.history, guard, self.start)):
             self.good = self.position
 
         def state(folder: Path) -> dict[str, Any]:

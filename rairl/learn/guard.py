@@ -22,40 +22,68 @@ MAX_ROLLBACKS = 3
 Row = Mapping[str, float]
 
 
-def collapse(history: Sequence[Row], params: GuardParams) -> str | None:
+def unfit(dev: Row, params: GuardParams) -> str | None:
+    """Why a warmed-up reward is not to train a policy, in plain words with the numbers, or None.
+
+    A reward that can't tell right from wrong moves the policy towards whatever else it likes, and then there is nothing
+    to go back to: the start was the best.
+
+    Args:
+        dev: its scores on dev; without ``dev/auroc`` (no problem has a right and a wrong rollout) nothing is known.
+    """
+    found = dev.get("dev/auroc", 1.0)
+    if found >= params.min_auroc:
+        return None
+    return (
+        f"the reward tells right from wrong rollouts on dev with an AUROC of {found:.3f} only (guard.min_auroc "
+        f"{params.min_auroc:g}); the policy was not trained on it. More demonstrations (dataset.demos) or a body that "
+        "knows more (reward.backbone) make a better one"
+    )
+
+
+def collapse(history: Sequence[Row], params: GuardParams, start: Row | None = None) -> str | None:
     """Why the run has collapsed, in plain words with the numbers, or None.
 
     Degenerate length, lost entropy and a saturated discriminator must each have lasted ``patience`` iterations in a
-    row. Reward hacking: the learned reward, averaged over ``patience`` iterations, is at its highest so far while the
-    last dev score lies more than ``hacking`` below its best.
+    row. Reward hacking: the policy solves fewer of the dev problems than at its best, by more than ``hacking``; or the
+    learned reward, averaged over ``patience`` iterations, is at its highest so far while its own dev score lies more
+    than ``hacking`` below its best.
 
     Args:
         history: one row of metrics per iteration, oldest first. Read are ``rollout/tokens``, ``rollout/entropy``,
             ``discriminator/accuracy_expert``, ``discriminator/accuracy_policy``, ``reward/mean`` and, in the rows that
-            hold it, ``dev/score``; a row without a metric shows no sign in it.
+            hold them, ``dev/score`` and ``dev/correct``; a row without a metric shows no sign in it.
+        start: the dev metrics before the first iteration, where they are known.
     """
     for lasted, reason in _signs(history, params):
         if lasted >= params.patience:
             return f"{reason} for {lasted} iterations in a row"
-    fall = dev_fall(history)
-    if fall > params.hacking and _at_its_highest(_series(history, "reward/mean"), params.patience):
+    measured = [start or {}, *history]
+    lost = fall(measured, "dev/correct")
+    if lost > params.hacking:
+        last = _series(measured, "dev/correct")[-1]
+        return f"the policy solves {last:.3f} of the dev problems, {lost:.3g} below its best"
+    fallen = fall(measured, "dev/score")
+    if fallen > params.hacking and _at_its_highest(_series(history, "reward/mean"), params.patience):
         reward = float(np.mean(_series(history, "reward/mean")[-params.patience :]))
         return (
             f"the learned reward is at its highest ({reward:.3g} over {params.patience} iterations) while the dev "
-            f"score has fallen {fall:.3g} below its best"
+            f"score has fallen {fallen:.3g} below its best"
         )
     return None
 
 
-def begun(history: Sequence[Row], params: GuardParams) -> bool:
+def begun(history: Sequence[Row], params: GuardParams, start: Row | None = None) -> bool:
     """Whether any sign of collapse shows in the last row, however short: such a checkpoint is not a good one."""
-    return any(lasted for lasted, _ in _signs(history, params)) or dev_fall(history) > params.hacking
+    measured = [start or {}, *history]
+    fallen = any(fall(measured, key) > params.hacking for key in ("dev/correct", "dev/score"))
+    return fallen or any(lasted for lasted, _ in _signs(history, params))
 
 
-def dev_fall(history: Sequence[Row]) -> float:
-    """How far the last ``dev/score`` lies below the best one; 0 without any."""
-    scores = _series(history, "dev/score")
-    return max(scores) - scores[-1] if scores else 0.0
+def fall(rows: Sequence[Row], key: str) -> float:
+    """How far the last value of a metric lies below the best one; 0 without any."""
+    values = _series(rows, key)
+    return max(values) - values[-1] if values else 0.0
 
 
 def _signs(history: Sequence[Row], params: GuardParams) -> Iterator[tuple[int, str]]:

@@ -14,6 +14,8 @@ from rairl.stats import Estimate, exact
 from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rairl.evaluate.calibrate import Dev
     from rairl.learn.discriminator import LearnedReward
     from rairl.models.reward import RewardModel
@@ -80,7 +82,7 @@ def rairl(
     clear(work)
     figures = {f"rairl.{key.replace('/', '.')}": exact(value) for key, value in scores.items()}
     figures["rairl.step"] = exact(step)
-    if params.logged:
+    if params.logged or not rows:  # the guard may have kept the reward away from the policy
         return figures
     standing = rows[: training.done] or rows  # after a stop of the guard, the iterations behind the policy
     return {**figures, "rairl.train_correct": recent(standing, "rollout/correct")}
@@ -135,20 +137,18 @@ class _Training:
         from rairl.evaluate.calibrate import make_dev
 
         experts = read_traces(self.data / "dev.jsonl")
-        drawn = [] if self.params.logged else self._rollouts(self.sft, experts, 4, "dev")
+        drawn = [] if self.params.logged else self._rollouts(self.policy, experts, 4, "dev")
         return make_dev(experts, drawn, copies=2, seed=self.params.seed)
 
-    def _rollouts(self, folder: Path, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
+    def _rollouts(self, model: PreTrainedModel, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
         import random
 
         from rairl.learn.rollouts import sample_together, to_traces
-        from rairl.models.policy import load_policy
 
-        model, tokenizer = load_policy(folder)
         seed = random.Random(f"{self.params.seed}/{key}").getrandbits(31)
         completions = sample_together(
             model,
-            tokenizer,
+            self.tokenizer,
             [prompt.problem for prompt in prompts],
             n=n,
             max_new_tokens=self.params.policy.max_new_tokens,
@@ -156,7 +156,7 @@ class _Training:
             seed=seed,
         )
         return to_traces(
-            completions, prompts, tokenizer, source="policy", tag=f"{key}-", meta={"step": 0, "seed": seed}
+            completions, prompts, self.tokenizer, source="policy", tag=f"{key}-", meta={"step": 0, "seed": seed}
         )
 
     # --- training ---------------------------------------------------------------------------------------------------
@@ -165,21 +165,42 @@ class _Training:
         """Warm up and train, or go on where a killed run stopped; returns the history."""
         from rairl.learn import checkpoints
 
-        loop = None if self.params.logged else self._loop()
         if checkpoints.latest(self.work) is None:
             self._warm_up()
             self.log.log(self._keep(0), step=0)
-        if loop is None:
+        if self.params.logged or self._unfit():
             return self.rows
+        loop = self._loop()
         rows = loop.run("rairl")
         self.done, self.events = loop.done, loop.events
         self._settle(loop.done)
         return [*self.rows, *rows]
 
+    def _unfit(self) -> bool:
+        """Whether the guard keeps the warmed-up reward away from the policy; it notes why."""
+        from tqdm import tqdm
+
+        from rairl.learn.distributed import by_first
+        from rairl.learn.guard import unfit
+
+        guard = self.params.guard
+        reason = None if guard.action == "off" else unfit(self._start(), guard)
+        if reason is not None:
+            self.events.append({"iteration": 0, "reason": reason, "action": "stop"})
+            by_first(lambda: tqdm.write(f"rairl: {reason}"))
+        return reason is not None
+
+    def _start(self) -> dict[str, float]:
+        """Dev scores before the first iteration: of the warmed-up reward, and of the SFT policy."""
+        from rairl.learn.distributed import by_first
+
+        return {**by_first(lambda: read_scores(self._checkpoint(0))[1]), **solved(self.dev.rollouts)}
+
     def _warm_up(self) -> None:
         from tqdm import tqdm
 
         from rairl.learn.distributed import by_first
+        from rairl.models.policy import load_policy
         from rairl.traces import write_traces
 
         if self.params.logged:
@@ -187,8 +208,8 @@ class _Training:
         else:
             n = self.params.reward.warmup_rollouts
             negatives = [
-                *self._rollouts(self.base, self.demos, n, "warmup-base"),
-                *self._rollouts(self.sft, self.demos, n, "warmup-sft"),
+                *self._rollouts(load_policy(self.base)[0], self.demos, n, "warmup-base"),
+                *self._rollouts(self.policy, self.demos, n, "warmup-sft"),
             ]
             by_first(lambda: write_traces(self.work / "rollouts" / "warmup.jsonl", negatives))
         updates = self.params.reward.warmup_updates
@@ -212,8 +233,10 @@ class _Training:
         from rairl.learn.adversarial import PolicyLoop
 
         def after(done: int) -> dict[str, float]:
-            due = done % self.params.reward.register_every == 0 or done == self.params.policy.iterations
-            return self._keep(done) if due else {}
+            if done % self.params.reward.register_every and done != self.params.policy.iterations:
+                return {}
+            # The same random numbers every time: a difference is the policy's.
+            return {**self._keep(done), **solved(self._rollouts(self.policy, self.dev.experts, 4, "dev"))}
 
         return PolicyLoop(
             policy=self.policy,
@@ -228,6 +251,7 @@ class _Training:
             on_metrics=lambda iteration, metrics: self.log.log(metrics, step=iteration),
             after_iteration=after,
             guard=self.params.guard,
+            start=self._start(),
         )
 
     # --- reward checkpoints -----------------------------------------------------------------------------------------
@@ -287,6 +311,13 @@ class _Training:
         from rairl.models.policy import save_policy
 
         save_policy(target, self.policy, self.tokenizer)
+
+
+def solved(rollouts: Sequence[Trace]) -> dict[str, float]:
+    """``dev/correct``: the share of rollouts that reach their expert's own answer; empty where experts gave none."""
+    if not rollouts or any(trace.correct is None for trace in rollouts):
+        return {}
+    return {"dev/correct": sum(trace.correct is True for trace in rollouts) / len(rollouts)}
 
 
 def write_scores(folder: Path, step: int, scores: dict[str, float]) -> None:

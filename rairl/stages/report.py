@@ -57,7 +57,7 @@ def report(
         "time": [],
     }
     found, asked = tables(figures), claims(figures)
-    viewer = _viewer(params, candidates, rerank_scores)
+    viewer, events = _viewer(params, candidates, rerank_scores), _guard_events(rairl_history)
     page = render(
         {
             "dataset": params.dataset.name,
@@ -70,7 +70,14 @@ def report(
                 verdict: count for verdict in VERDICTS if (count := sum(claim.verdict == verdict for claim in asked))
             },
             "sections": [
-                {"id": key, "title": title, "lead": lead, "tables": found[key], "images": images[key]}
+                {
+                    "id": key,
+                    "title": title,
+                    "lead": lead,
+                    "events": events if key == "training" else [],
+                    "tables": found[key],
+                    "images": images[key],
+                }
                 for key, (title, lead) in (SECTIONS | (LOGGED if params.logged else {})).items()
                 if found[key] or images[key]
             ],
@@ -206,6 +213,15 @@ def _histories(grpo: Path, rairl: Path, report: Path) -> list[dict[str, Any]]:
                 {"uri": data_uri(image), "caption": f"{label}: the training run, step by step.", "wide": True}
             )
     return images
+
+
+def _guard_events(folder: Path) -> list[str]:
+    """What the collapse guard did, a sentence each."""
+    path = folder / "guard.json"
+    return [
+        f"The collapse guard after iteration {event['iteration']}: {event['reason']} ({event['action']})."
+        for event in (_read_json(path) if path.exists() else [])
+    ]
 
 
 def _viewer(params: Params, candidates: Path, scores: Path) -> list[dict[str, Any]]:
