@@ -22,9 +22,20 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-repro: setup ## run the pipeline of dvc.yaml on params.yaml; only what has changed runs again
+# The policy's branch and the reward's side by side: two processes of one thread each are faster than one of two, whose
+# threads wait for each other at every layer of so small a model. A GPU is left to one process.
+JOBS ?= $(if $(shell command -v nvidia-smi),1,2)
+ifneq ($(JOBS),1)
+repro: export OMP_NUM_THREADS ?= 1
+endif
+repro: setup ## run the pipeline of dvc.yaml on params.yaml; only what has changed runs again (JOBS=1: a stage at a time)
+ifneq ($(JOBS),1)
+	@dvc status -q || { dvc repro prepare && $(call together,base sft,peer) && $(call together,grpo,rairl); }
+endif
 	@dvc repro
 	@rairl summary
+
+together = { dvc repro -s $(1) & first=$$!; dvc repro -s $(2); second=$$?; wait $$first && [ $$second = 0 ]; }
 
 study: setup ## every study of studies/ on five seeds, into runs/studies and docs/results.md: hours; it resumes
 	@rairl study studies/*.yaml --docs docs/results.md
