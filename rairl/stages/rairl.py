@@ -14,9 +14,8 @@ from rairl.stats import Estimate, exact
 from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from rairl.evaluate.calibrate import Dev
+    from rairl.learn.critic import Policy
     from rairl.learn.discriminator import LearnedReward
     from rairl.models.reward import RewardModel
     from rairl.tracking import Run
@@ -137,18 +136,17 @@ class _Training:
         from rairl.evaluate.calibrate import make_dev
 
         experts = read_traces(self.data / "dev.jsonl")
-        drawn = [] if self.params.logged else self._rollouts(self.policy, experts, 4, "dev")
+        drawn = [] if self.params.logged else self._rollouts((self.policy, self.tokenizer), experts, 4, "dev")
         return make_dev(experts, drawn, copies=2, seed=self.params.seed)
 
-    def _rollouts(self, model: PreTrainedModel, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
+    def _rollouts(self, policy: Policy, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
         import random
 
         from rairl.learn.rollouts import sample_together, to_traces
 
         seed = random.Random(f"{self.params.seed}/{key}").getrandbits(31)
         completions = sample_together(
-            model,
-            self.tokenizer,
+            *policy,
             [prompt.problem for prompt in prompts],
             n=n,
             max_new_tokens=self.params.policy.max_new_tokens,
@@ -156,7 +154,7 @@ class _Training:
             seed=seed,
         )
         return to_traces(
-            completions, prompts, self.tokenizer, source="policy", tag=f"{key}-", meta={"step": 0, "seed": seed}
+            completions, prompts, policy[1], source="policy", tag=f"{key}-", meta={"step": 0, "seed": seed}
         )
 
     # --- training ---------------------------------------------------------------------------------------------------
@@ -208,8 +206,8 @@ class _Training:
         else:
             n = self.params.reward.warmup_rollouts
             negatives = [
-                *self._rollouts(load_policy(self.base)[0], self.demos, n, "warmup-base"),
-                *self._rollouts(self.policy, self.demos, n, "warmup-sft"),
+                *self._rollouts(load_policy(self.base), self.demos, n, "warmup-base"),
+                *self._rollouts((self.policy, self.tokenizer), self.demos, n, "warmup-sft"),
             ]
             by_first(lambda: write_traces(self.work / "rollouts" / "warmup.jsonl", negatives))
         updates = self.params.reward.warmup_updates
@@ -236,7 +234,8 @@ class _Training:
             if done % self.params.reward.register_every and done != self.params.policy.iterations:
                 return {}
             # The same random numbers every time: a difference is the policy's.
-            return {**self._keep(done), **solved(self._rollouts(self.policy, self.dev.experts, 4, "dev"))}
+            drawn = self._rollouts((self.policy, self.tokenizer), self.dev.experts, 4, "dev")
+            return {**self._keep(done), **solved(drawn)}
 
         return PolicyLoop(
             policy=self.policy,
