@@ -33,7 +33,7 @@ from rairl.learn.adversarial import (
 )
 from rairl.learn.discriminator import LearnedReward
 from rairl.learn.rollouts import Completion
-from rairl.models.policy import encode, load_policy, token_logprobs
+from rairl.models.policy import SharedPrompts, encode, load_policy, token_logprobs
 from rairl.models.reward import new_reward
 from rairl.params import GuardParams, Params
 from rairl.perturb import perturb
@@ -126,14 +126,14 @@ def test_kl_is_zero_at_the_reference_and_positive_away(tiny_policy: Path) -> Non
     model, _ = load_policy(tiny_policy)
     reference, _ = load_policy(tiny_policy)
     ids = torch.randint(5, 300, (3, 12), generator=torch.Generator().manual_seed(0))
-    advantages = torch.zeros(3, 12)
-    advantages[:, :4] = float("nan")
-    mask = torch.ones_like(ids)
-    at_reference = policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0)
+    rows = SharedPrompts.of(ids[:, :4].tolist(), ids[:, 4:].tolist(), 0, ids.device)
+    advantages = torch.zeros(3, 9)
+    advantages[:, 0] = float("nan")
+    at_reference = policy_loss(model, reference, rows, advantages, temperature=1.0, kl=1.0)
     assert at_reference.kl.item() == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
-    assert policy_loss(model, reference, ids, mask, advantages, temperature=1.0, kl=1.0).kl.item() > 0
+    assert policy_loss(model, reference, rows, advantages, temperature=1.0, kl=1.0).kl.item() > 0
 
 
 def test_the_entropy_is_exact_and_of_the_distribution_drawn_from(tiny_policy: Path) -> None:
@@ -142,9 +142,11 @@ def test_the_entropy_is_exact_and_of_the_distribution_drawn_from(tiny_policy: Pa
     )
     model, _ = load_policy(tiny_policy)
     ids = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(0))
-    advantages = torch.full(ids.shape, float("nan"))
-    advantages[0, 4:] = advantages[1, 6:] = 0.0
-    sums = policy_loss(model, model, ids, torch.ones_like(ids), advantages, temperature=0.7, kl=0.0, entropy=0.3)
+    cuts = [(row.tolist(), cut) for row, cut in zip(ids, (4, 6), strict=True)]
+    rows = SharedPrompts.of([row[:cut] for row, cut in cuts], [row[cut:] for row, cut in cuts], 0, ids.device)
+    advantages = torch.full(rows.tails.shape, float("nan"))
+    advantages[0, 1:] = advantages[1, 1:4] = 0.0
+    sums = policy_loss(model, model, rows, advantages, temperature=0.7, kl=0.0, entropy=0.3)
     with torch.no_grad():
         drawn_from = torch.distributions.Categorical(logits=model(input_ids=ids).logits / 0.7).entropy()
     assert sums.entropy.item() == pytest.approx(drawn_from[0, 3:8].sum().item() + drawn_from[1, 5:8].sum().item())

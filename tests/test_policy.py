@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rairl.datasets import arithmetic
 from rairl.errors import RairlError
 from rairl.models.base import train_tokenizer
 from rairl.models.policy import (
+    SharedPrompts,
     batches_by_length,
     encode,
     load_policy,
@@ -24,6 +27,9 @@ from rairl.models.policy import (
     token_logprobs,
 )
 from rairl.traces import Trace, locate_steps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENIZER = train_tokenizer([f"{p}\n{t}" for p, t in arithmetic.corpus(200, 0)], 512)
 
@@ -67,6 +73,60 @@ def test_token_logprobs_sum_to_the_models_loss(tiny_policy: Path) -> None:
         loss = model(input_ids=ids, labels=ids).loss
     assert mine[0, 0] == 0
     assert mine[0, 1:].mean().item() == pytest.approx(-loss.item(), rel=1e-5)
+
+
+ARCHITECTURES = {
+    "llama": ("LlamaConfig", {}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 8}),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@given(
+    prompts=st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=6), min_size=1, max_size=4),
+    rows=st.lists(
+        st.tuples(st.integers(0, 3), st.lists(st.integers(1, 49), min_size=1, max_size=7)), min_size=1, max_size=6
+    ),
+)
+@settings(max_examples=15, deadline=None)
+def test_shared_prompts_read_as_whole_rows_do(
+    architecture: str, prompts: list[list[int]], rows: list[tuple[int, list[int]]]
+) -> None:
+    """Logits, hidden states and gradients equal those of each row alone, whatever prompts they share."""
+    model = small(architecture)
+    pairs = [(prompts[at % len(prompts)], rest) for at, rest in rows]
+    shared = SharedPrompts.of([prompt for prompt, _ in pairs], [rest for _, rest in pairs], 0, torch.device("cpu"))
+    assert len(shared.heads) == len({tuple(prompt) for prompt, _ in pairs})
+    out = shared.read(model, output_hidden_states=True)
+    mine, theirs = [], []
+    for row, (prompt, rest) in enumerate(pairs):
+        whole = model(input_ids=torch.tensor([prompt + rest]), use_cache=False, output_hidden_states=True)
+        tail = slice(len(prompt) - 1, None)
+        assert shared.tails[row, : len(rest) + 1].tolist() == [prompt[-1], *rest]
+        torch.testing.assert_close(out.logits[row, : len(rest) + 1], whole.logits[0, tail], atol=1e-5, rtol=1e-4)
+        for one, other in zip(out.hidden_states, whole.hidden_states, strict=True):
+            torch.testing.assert_close(one[row, : len(rest) + 1], other[0, tail], atol=1e-5, rtol=1e-4)
+        mine.append(out.logits[row, : len(rest) + 1].square().mean())
+        theirs.append(whole.logits[0, tail].square().mean())
+    weights = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad(sum(mine), weights), torch.autograd.grad(sum(theirs), weights), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+@cache
+def small(architecture: str) -> PreTrainedModel:
+    import transformers
+
+    name, extra = ARCHITECTURES[architecture]
+    config = getattr(transformers, name)(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, **extra,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def test_padding_changes_nothing(tiny_policy: Path, demos: list[Trace]) -> None:

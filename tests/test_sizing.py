@@ -15,6 +15,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from rairl.learn.adversarial import policy_loss, policy_step
 from rairl.models.adapters import add_lora, twin
+from rairl.models.policy import SharedPrompts
 from rairl.sizing import FITTING, GB, LLAMA_8B, PUBLISHED, Architecture, Gpu, Plan, hours, memory, seconds, table
 
 SMALL = [
@@ -92,11 +93,12 @@ def test_what_the_backward_pass_keeps_of_a_token_is_counted_within_a_tenth(it: A
     reference = twin(model)
     add_lora(model, 8, seed=0)
     ids = torch.randint(0, it.vocabulary, (4, 64), generator=torch.Generator().manual_seed(0))
+    rows = SharedPrompts.of(ids[:, :1].tolist(), ids[:, 1:].tolist(), 0, ids.device)
     advantages = torch.zeros(4, 64)
     advantages[:, 0] = float("nan")
     measured = kept(
         model,
-        lambda: policy_loss(model, reference, ids, torch.ones_like(ids), advantages, temperature=1.0, kl=0.1),
+        lambda: policy_loss(model, reference, rows, advantages, temperature=1.0, kl=0.1),
     )
     assert measured / ids.numel() == pytest.approx(it.activations(8) + 4 * it.vocabulary, rel=0.1)
 
@@ -117,10 +119,11 @@ def test_a_policy_update_with_frozen_weights_costs_three_forward_passes() -> Non
     reference = twin(model)
     add_lora(model, 1, seed=0)
     ids = torch.zeros(2, 48, dtype=torch.long)
+    rows = SharedPrompts.of(ids[:, :1].tolist(), ids[:, 1:].tolist(), 0, ids.device)
     advantages = torch.zeros(2, 48)
     advantages[:, 0] = float("nan")
     with FlopCounterMode(display=False) as counter:
-        policy_loss(model, reference, ids, torch.ones_like(ids), advantages, temperature=1.0, kl=0.1).loss.backward()
+        policy_loss(model, reference, rows, advantages, temperature=1.0, kl=0.1).loss.backward()
     # attention's backward pass multiplies both ways: one forward pass more, of attention alone
     attention = 4 * it.layers * it.hidden * 48
     assert counter.get_total_flops() / ids.numel() == pytest.approx(3 * it.forward(48) + attention, rel=0.1)

@@ -62,7 +62,9 @@ def test_positions_are_those_of_the_rewards_tokens(tiny_policy: Path, miniature:
     trace = relabel(demos[0], first_error=1)
     model = new_reward(tiny_policy, miniature.reward, seed=0)
     [(policy, surprise)] = completion_surprise(network, tokenizer, [trace])
-    assert surprise.shape == (len(policy.ids), 2) and (surprise[1:, 0] < 0).all() and (surprise[1:, 1] > 0).all()
+    written = surprise[policy.prompt_tokens :]
+    assert surprise.shape == (len(policy.ids), 2) and np.isnan(surprise[: policy.prompt_tokens]).all()
+    assert (written[:, 0] < 0).all() and (written[:, 1] > 0).all()
     [reads], [item] = model.token_reads([trace]), encode(model.tokenizer, [trace])
     found = point(trace, item, reads, policy, surprise)
     told = model.tokenizer.decode([found.ids[at] for at in found.step]).strip()

@@ -76,7 +76,7 @@ def point(
         item: the trace in the reward's tokens.
         read: where the reward reads it, and the logits.
         policy: the trace in the policy's tokens; its positions are brought over by their characters.
-        surprise: ``(T, 2)``, log-probability and entropy of the policy's tokens, prompt included.
+        surprise: ``(T, 2)``, log-probability and entropy of the policy's tokens; those of the prompt are not read.
     """
     from rairl.models.policy import token_at
 

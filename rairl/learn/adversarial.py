@@ -29,7 +29,7 @@ from rairl.learn.credit import Baseline, group_advantages
 from rairl.learn.distributed import by_first, mine, sum_gradients, total
 from rairl.learn.guard import MAX_ROLLBACKS, begun, collapse
 from rairl.learn.rollouts import Completion, sample_together, to_traces
-from rairl.models.policy import batches_by_length, pad, token_logprobs
+from rairl.models.policy import SharedPrompts, batches_by_length
 from rairl.params import GuardParams, PolicyParams
 from rairl.traces import Trace, write_traces
 
@@ -116,8 +116,7 @@ class LossSums(NamedTuple):
 def policy_loss(
     model: PreTrainedModel,
     reference: PreTrainedModel,
-    ids: Tensor,
-    mask: Tensor,
+    rows: SharedPrompts,
     advantages: Tensor,
     *,
     temperature: float,
@@ -131,17 +130,22 @@ def policy_loss(
     The entropy is exact: over the whole vocabulary, of the distribution (at ``temperature``) each token was drawn from.
 
     Args:
-        ids, mask: ``(B, T)``, right-padded.
-        advantages: ``(B, T)``, NaN on prompt and padding tokens.
+        rows: ``B`` completions of ``T - 1`` tokens at most, with their prompts.
+        advantages: ``(B, T)``, one per token of ``rows.tails``; NaN on the prompt's token and on padding.
         kl: weight of the penalty in the loss.
         entropy: weight of the bonus in the loss.
     """
     taken = ~advantages.isnan()
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1][taken[:, 1:]].float() / temperature
-    distribution = logits.log_softmax(-1)
-    logprobs = distribution.gather(-1, ids[taken][:, None]).squeeze(-1)
+
+    def logprobs_of(it: PreTrainedModel) -> Tensor:
+        """Log-probabilities of the whole vocabulary at each completion token: ``(N, V)``."""
+        return (rows.read(it).logits[:, :-1][taken[:, 1:]].float() / temperature).log_softmax(-1)
+
+    drawn = rows.tails[taken][:, None]
+    distribution = logprobs_of(model)
+    logprobs = distribution.gather(-1, drawn).squeeze(-1)
     with torch.no_grad():
-        expected = token_logprobs(reference, ids, mask, temperature)[taken]
+        expected = logprobs_of(reference).gather(-1, drawn).squeeze(-1)
     difference = expected - logprobs
     divergence = (difference.exp() - difference - 1).sum()
     with torch.set_grad_enabled(entropy > 0):
@@ -193,21 +197,20 @@ def policy_step(
     device = next(model.parameters()).device
     tokens = sum(len(item.ids) for item in completions)
     share = mine(range(len(completions)))
-    rows = {index: completions[index].prompt_ids + completions[index].ids for index in share}
+    lengths = [len(completions[index].prompt_ids) + len(completions[index].ids) for index in share]
     optimizer.zero_grad(set_to_none=True)
     sums = np.zeros(3)
-    for batch in batches_by_length([len(rows[index]) for index in share], batch_tokens):
+    for batch in batches_by_length(lengths, batch_tokens):
         chosen = [share[at] for at in batch]
-        ids, mask = pad([rows[index] for index in chosen], 0)
-        values = torch.full(ids.shape, float("nan"))
+        items = [completions[index] for index in chosen]
+        rows = SharedPrompts.of([item.prompt_ids for item in items], [item.ids for item in items], 0, device)
+        values = torch.full(rows.tails.shape, float("nan"))
         for row, index in enumerate(chosen):
-            start = len(completions[index].prompt_ids)
-            values[row, start : len(rows[index])] = torch.from_numpy(advantages[index]).float()
+            values[row, 1 : len(advantages[index]) + 1] = torch.from_numpy(advantages[index]).float()
         parts = policy_loss(
             model,
             reference,
-            ids.to(device),
-            mask.to(device),
+            rows,
             values.to(device),
             temperature=params.temperature,
             kl=kl,

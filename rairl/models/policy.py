@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from rairl.traces import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils import ModelOutput
 
 
 def gpu() -> torch.device | None:
@@ -99,6 +100,11 @@ class Encoded:
     prompt_tokens: int
     ends: np.ndarray
 
+    @property
+    def tail(self) -> int:
+        """Tokens from the prompt's last one on."""
+        return len(self.ids) - self.prompt_tokens + 1
+
 
 def encode(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> list[Encoded]:
     """Tokenise rendered prompt + text as one string; positions come from character offsets, never from counting.
@@ -149,6 +155,67 @@ def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]
         batch.append(index)
     if batch:
         yield batch
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """Rows of prompt and completion whose distinct prompts are read once, however many completions each has.
+
+    A row's *tail* is the prompt's last token and the completion: the model's output there covers the place that each
+    completion token was drawn from, and the token itself. Everything is padded on the right, where causal attention
+    never looks.
+
+    Attributes:
+        heads, mask: ``(P, H)``, the distinct prompts without their last token.
+        owner: ``(B,)``, index of each row's prompt.
+        tails: ``(B, T)``.
+    """
+
+    heads: Tensor
+    mask: Tensor
+    owner: Tensor
+    tails: Tensor
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+    ) -> SharedPrompts:
+        """From the token ids of each row's prompt (at least one) and completion."""
+        number: dict[tuple[int, ...], int] = {}
+        owner = [number.setdefault(tuple(prompt), len(number)) for prompt in prompts]
+        heads, mask = pad([prompt[:-1] for prompt in number], pad_id)
+        tails, _ = pad([[prompt[-1], *rest] for prompt, rest in zip(prompts, completions, strict=True)], pad_id)
+        return cls(heads.to(device), mask.to(device), torch.tensor(owner, device=device), tails.to(device))
+
+    @classmethod
+    def of_encoded(cls, rows: Sequence[Encoded], pad_id: int, device: torch.device) -> SharedPrompts:
+        """From encoded traces."""
+        prompts = [row.ids[: row.prompt_tokens] for row in rows]
+        return cls.of(prompts, [row.ids[row.prompt_tokens :] for row in rows], pad_id, device)
+
+    def read(self, model: PreTrainedModel, **options: Any) -> ModelOutput:
+        """What the model says of the tails, ``(B, T, ...)`` in every field; gradients flow through the prompts, too.
+
+        Args:
+            options: of the model's call on the tails, such as ``output_hidden_states``.
+        """
+        from transformers import DynamicCache
+
+        if not self.heads.shape[1]:
+            return model(input_ids=self.tails, use_cache=False, **options)
+        cache = DynamicCache(config=model.config)
+        keep = {} if model.get_output_embeddings() is None else {"logits_to_keep": 1}
+        model(input_ids=self.heads, past_key_values=cache, use_cache=True, **keep)
+        cache.batch_select_indices(self.owner)
+        seen = self.mask[self.owner]
+        return model(
+            input_ids=self.tails,
+            attention_mask=torch.cat([seen, torch.ones_like(self.tails)], -1),
+            position_ids=seen.sum(-1, keepdim=True) + torch.arange(self.tails.shape[1], device=seen.device),
+            past_key_values=cache,
+            use_cache=True,
+            **options,
+        )
 
 
 def token_logprobs(model: PreTrainedModel, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -202,15 +269,18 @@ def completion_surprise(
     batch_tokens: int = 4096,
     progress: bool = False,
 ) -> list[tuple[Encoded, np.ndarray]]:
-    """Each trace's tokens, and for those of prompt and completion log-probability and entropy in nats: ``(T, 2)``."""
+    """Each trace's tokens, and log-probability and entropy, in nats, of the completion's: ``(T, 2)``, else NaN."""
     encoded = encode(tokenizer, traces)
     found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
     bar = tqdm(total=len(traces), desc="log-probabilities", unit="trace", disable=not progress)
-    for batch in batches_by_length([len(row.ids) for row in encoded], batch_tokens):
-        ids = pad([encoded[index].ids for index in batch], tokenizer.pad_token_id)[0].to(device)
-        surprise = token_surprise(model(input_ids=ids, use_cache=False).logits, ids).cpu().double().numpy()
-        found |= {index: row[: len(encoded[index].ids)] for index, row in zip(batch, surprise, strict=True)}
+    for batch in batches_by_length([row.tail for row in encoded], batch_tokens):
+        rows = SharedPrompts.of_encoded([encoded[index] for index in batch], tokenizer.pad_token_id or 0, device)
+        surprise = token_surprise(rows.read(model).logits, rows.tails).cpu().double().numpy()
+        for index, read in zip(batch, surprise, strict=True):
+            item = encoded[index]
+            found[index] = np.full((len(item.ids), 2), np.nan)
+            found[index][item.prompt_tokens :] = read[1 : item.tail]
         bar.update(len(batch))
     bar.close()
     return [(item, found[index]) for index, item in enumerate(encoded)]
@@ -225,7 +295,7 @@ def step_logprobs(
 
 
 def by_step(trace: Trace, item: Encoded, surprise: np.ndarray) -> LogProbs:
-    """A trace's surprise ``(T, 2)``, of prompt and completion, step by step."""
+    """A trace's surprise ``(T, 2)``, as :func:`completion_surprise` gives it, step by step."""
     bounds = [(token_at(item, step.start + 1), token_at(item, step.end) + 1) for step in trace.steps]
     sums = np.array([surprise[start:end].sum(axis=0) for start, end in bounds]).reshape(-1, 2)
     means = sums / np.maximum([end - start for start, end in bounds], 1).reshape(-1, 1)

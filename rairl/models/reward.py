@@ -24,10 +24,10 @@ from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
 from rairl.models.policy import (
     Encoded,
+    SharedPrompts,
     batches_by_length,
     encode,
     load_policy,
-    pad,
     placed,
     quiet,
     token_at,
@@ -96,6 +96,16 @@ class Reads:
     features: Tensor
     trace: Tensor
     token: Tensor
+
+
+def joined(reads: Sequence[tuple[Tensor, list[int]]]) -> Reads:
+    """The reads of several traces as one, from each one's features ``(K, F)`` and token indices."""
+    counts = torch.tensor([len(tokens) for _, tokens in reads])
+    return Reads(
+        torch.cat([features for features, _ in reads]),
+        torch.arange(len(reads)).repeat_interleave(counts),
+        torch.tensor([token for _, tokens in reads for token in tokens]),
+    )
 
 
 def read_tokens(encoded: Encoded, trace: Trace, granularity: Granularity, interval: int) -> list[int]:
@@ -215,30 +225,26 @@ class RewardModel(nn.Module):
 
         Args:
             memo: where reads of a frozen backbone are kept and looked up.
-            batch_tokens: padded size of a batch. The logits over the vocabulary of more tokens don't fit a processor's
-                cache, and longer batches hold more padding.
+            batch_tokens: padded size of a batch's completions. The logits over the vocabulary of more tokens don't fit
+                a processor's cache, and longer batches hold more padding.
 
         Raises:
             RairlError: when a trace is longer than the backbone can read.
         """
         known = [None if memo is None else memo.get(trace) for trace in traces]
         missing = [index for index, found in enumerate(known) if found is None]
-        made = self._read([traces[index] for index in missing], batch_tokens) if missing else []
+        unread = [traces[index] for index in missing]
+        made = self._read(unread, encode(self.tokenizer, unread), batch_tokens) if missing else []
         for index, one in zip(missing, made, strict=True):
             known[index] = one
             if memo is not None:
                 memo.put(traces[index], one)
-        reads = [one for one in known if one is not None]
-        counts = torch.tensor([len(tokens) for _, tokens in reads])
-        return Reads(
-            torch.cat([features for features, _ in reads]),
-            torch.arange(len(traces)).repeat_interleave(counts),
-            torch.tensor([token for _, tokens in reads for token in tokens]),
-        )
+        return joined([one for one in known if one is not None])
 
-    def _read(self, traces: Sequence[Trace], batch_tokens: int) -> list[tuple[Tensor, list[int]]]:
+    def _read(
+        self, traces: Sequence[Trace], encoded: Sequence[Encoded], batch_tokens: int = 4096
+    ) -> list[tuple[Tensor, list[int]]]:
         """Features ``(reads, F)`` and token indices of each trace."""
-        encoded = encode(self.tokenizer, traces)
         for item, trace in zip(encoded, traces, strict=True):
             self._require_short(item, trace)
         places = [
@@ -247,7 +253,7 @@ class RewardModel(nn.Module):
         ]
         features: list[Tensor] = [torch.empty(0)] * len(traces)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.params.train != "head"):
-            for batch in batches_by_length([len(item.ids) for item in encoded], batch_tokens):
+            for batch in batches_by_length([item.tail for item in encoded], batch_tokens):
                 rows = self._features([encoded[index] for index in batch], [places[index] for index in batch])
                 for index, row in zip(batch, rows, strict=True):
                     features[index] = row
@@ -271,28 +277,26 @@ class RewardModel(nn.Module):
 
     def _features(self, encoded: Sequence[Encoded], places: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
         """Features of each trace's reads: one ``(reads, F)`` tensor per trace."""
-        ids, _ = pad([item.ids for item in encoded], self.tokenizer.pad_token_id or 0)
-        ids = ids.to(self.device)
-        row, token, unit = units(encoded, places, ids.shape[1], ids.device)
-        # Padding is on the right, where causal attention never looks: no mask is needed.
+        rows = SharedPrompts.of_encoded(encoded, self.tokenizer.pad_token_id or 0, self.device)
+        # From here on tokens are counted from the last one of their prompt.
+        places = [
+            [place - item.prompt_tokens + 1 for place in mine] for mine, item in zip(places, encoded, strict=True)
+        ]
+        row, token, unit = units(places, rows.tails.shape[1], self.device)
         if self.params.head == "linear":
             body = self.backbone if self.adapter is None else self.adapter
-            features = body(input_ids=ids, use_cache=False).last_hidden_state[row, token]
+            features = rows.read(body).last_hidden_state[row, token]
         else:
-            # From here on, columns before the first completion's last prompt token are left out: half of all tokens.
-            first = max(0, min(item.prompt_tokens for item in encoded) - 1)
-            out = self.backbone(
-                input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=ids.shape[1] - first
-            )
-            surprise = token_surprise(out.logits, ids[:, first:])
+            out = rows.read(self.backbone, output_hidden_states=True)
+            surprise = token_surprise(out.logits, rows.tails)
             if self.adapter is not None:
-                out = self.adapter(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
-            hidden = torch.cat([layer[:, first:] for layer in out.hidden_states[1:]], dim=-1)
-            token, unit = token - first, unit[:, first:]
+                out = rows.read(self.adapter, output_hidden_states=True, logits_to_keep=1)
+            hidden = torch.cat(out.hidden_states[1:], dim=-1)
             means = unit_means(torch.cat([hidden, surprise], -1), unit, len(row))
             lowest = unit_minimum(surprise[..., 0], unit, len(row))
-            sofar = completion_so_far(surprise, [item.prompt_tokens - first for item in encoded])[row, token]
-            features = torch.cat([hidden[row, token], means, lowest[:, None], sofar], -1)
+            features = torch.cat(
+                [hidden[row, token], means, lowest[:, None], completion_so_far(surprise)[row, token]], -1
+            )
         return features.float().split([len(place) for place in places])
 
     def terms(self, reads: Reads) -> Tensor:
@@ -334,16 +338,17 @@ class RewardModel(nn.Module):
     def token_reads(self, traces: Sequence[Trace]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Where in its completion each trace is read (token indices from 0), and the logits: ``(reads,)`` both."""
         self.eval()
-        reads = self.read(traces)
+        encoded = encode(self.tokenizer, traces)
+        reads = joined(self._read(traces, encoded))
         logits, owner = self.logits(reads).double().cpu().numpy(), reads.trace.numpy()
         bounds = np.searchsorted(owner, np.arange(len(traces) + 1))
-        first = np.array([item.prompt_tokens for item in encode(self.tokenizer, traces)])
+        first = np.array([item.prompt_tokens for item in encoded])
         places = reads.token.numpy() - first[owner]
         return [(places[start:end], logits[start:end]) for start, end in pairwise(bounds)]
 
     def _score(self, traces: Sequence[Trace]) -> list[Scores]:
         encoded = encode(self.tokenizer, traces)
-        reads = self.read(traces)
+        reads = joined(self._read(traces, encoded))
         logits = self.logits(reads).double().cpu().numpy()
         owner, tokens = reads.trace.numpy(), reads.token.numpy()
         bounds = np.searchsorted(owner, np.arange(len(traces) + 1))
@@ -466,10 +471,11 @@ def running_sum(values: Tensor, trace: Tensor) -> Tensor:
     return torch.cat([part.cumsum(0) for part in values.split(counts)])
 
 
-def units(
-    encoded: Sequence[Encoded], places: Sequence[Sequence[int]], width: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def units(places: Sequence[Sequence[int]], width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Where each read stands, and the unit (the tokens since the read before it) every token belongs to.
+
+    Args:
+        places: per row the tokens that are read, where token 0 is the prompt's last one.
 
     Returns:
         Row and token index of each read, both ``(R,)``, and ``(B, T)`` with the read's number for each token of its
@@ -477,15 +483,15 @@ def units(
     """
     counts = [len(place) for place in places]
     total = sum(counts)
-    unit = np.full((len(encoded), width), total)
+    unit = np.full((len(places), width), total)
     read = 0
-    for index, (item, place) in enumerate(zip(encoded, places, strict=True)):
-        start = item.prompt_tokens
+    for index, place in enumerate(places):
+        start = 1
         for end in place:
             unit[index, start : end + 1] = read
             start = end + 1
             read += 1
-    row = torch.arange(len(encoded)).repeat_interleave(torch.tensor(counts))
+    row = torch.arange(len(places)).repeat_interleave(torch.tensor(counts))
     token = torch.tensor([end for place in places for end in place])
     return row.to(device), token.to(device), torch.from_numpy(unit).to(device)
 
@@ -504,12 +510,14 @@ def unit_minimum(values: Tensor, unit: Tensor, count: int) -> Tensor:
     return lowest[:count]
 
 
-def completion_so_far(surprise: Tensor, prompt_tokens: Sequence[int]) -> Tensor:
-    """Mean and lowest log-probability and mean entropy of the completion up to each token: ``(B, T, 3)``."""
-    position = torch.arange(surprise.shape[1], device=surprise.device)
-    start = torch.tensor(prompt_tokens, device=surprise.device)[:, None]
-    inside = position >= start
-    counts = (position - start + 1).clamp(min=1)
-    sums = (surprise * inside[..., None]).cumsum(1) / counts[..., None]
-    lowest = surprise[..., 0].masked_fill(~inside, 0.0).cummin(1).values
+def completion_so_far(surprise: Tensor) -> Tensor:
+    """Mean and lowest log-probability and mean entropy of the completion up to each token: ``(B, T, 3)``.
+
+    Args:
+        surprise: ``(B, T, 2)``, where token 0 is the prompt's last one.
+    """
+    inside = torch.nn.functional.pad(surprise[:, 1:], (0, 0, 1, 0))  # the prompt's own token counts for nothing
+    counts = torch.arange(surprise.shape[1], device=surprise.device).clamp(min=1)[:, None]
+    sums = inside.cumsum(1) / counts
+    lowest = inside[..., 0].cummin(1).values
     return torch.stack([sums[..., 0], lowest, sums[..., 1]], -1)
