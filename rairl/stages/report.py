@@ -206,12 +206,11 @@ def _histories(grpo: Path, rairl: Path, report: Path) -> list[dict[str, Any]]:
         if all(any(key in row for row in rows) for key, _ in keys):
             image = draw.twin(rows, *keys, report / f"goodhart_{folder.name}.png")
             caption = f"{label}: the learned reward beside the truth. Rising while answers get worse, it is hacked."
-            images.append({"uri": data_uri(image), "caption": caption, "wide": False})
+            images.append({"uri": data_uri(image), "caption": f"{caption} {draw.BAND}", "wide": False})
         if draw.history_panels(rows):
             image = draw.histories(rows, report / f"training_{folder.name}.png")
-            images.append(
-                {"uri": data_uri(image), "caption": f"{label}: the training run, step by step.", "wide": True}
-            )
+            caption = f"{label}: the training run, step by step. {draw.BAND}"
+            images.append({"uri": data_uri(image), "caption": caption, "wide": True})
     return images
 
 
