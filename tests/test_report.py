@@ -22,7 +22,7 @@ from rairl.datasets import arithmetic
 from rairl.errors import RairlError
 from rairl.evaluate import labels
 from rairl.evaluate.apply import choice_figures, localise_rows, location_figures, read_own, rerank_rows
-from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
+from rairl.evaluate.audit import FALSIFIED, HIDDEN, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.candidates import POLICIES, candidates_path
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.evaluate.questions import read_questions
@@ -204,6 +204,10 @@ def test_the_agreed_names_are_all_there(finished):
     assert {
         f"audit.choice.n{n}.{name}" for n in (1, 2, 4) for name in ("score", "predicted", "accuracy", "gap")
     } <= names
+    for hidden in HIDDEN:
+        for figure in ("auroc", "exact"):
+            parts = ("_before", "", "_change", "_change.p")
+            assert {f"audit.outcome.{hidden}.{figure}{part}" for part in parts} <= names
     for check in ("premise", "ngrams"):
         assert {f"audit.{check}.reward", f"audit.{check}.logprob"} <= names
     assert {
@@ -269,6 +273,20 @@ def test_own_files_give_the_stages_numbers(finished):
     found = location_figures(traces, rows, model.calibration.locator, draws=100)
     for name in ("reward.exact", "chance.exact", "longest.within1", "reward.f1", "chance.f1", "reward.step_auc"):
         assert found[name].value == pytest.approx(figures[f"localise.{name}"].value), name
+
+
+def test_hiding_the_outcome_moves_no_read_before_it(finished):
+    """The reward reads from left to right: without the answer its steps' reads, and so its guess, stay as they are."""
+    figures = finished.figures["audit"]
+    assert figures["audit.outcome.answer.exact_change"][:3] == (0, 0, 0)
+    assert figures["audit.outcome.answer.auroc_change"][:3] == (0, 0, 0), "its score is the mean over its steps"
+    shown, hidden = figures["audit.outcome.result.auroc_before"], figures["audit.outcome.result.auroc"]
+    assert figures["audit.outcome.result.auroc_change"].value == pytest.approx(hidden.value - shown.value)
+    section = {table.title: table for table in tables(figures)["audit"]}
+    assert list(section["The outcome hidden"].rows) == list(labels.HIDDEN_LABELS.values())
+    text = "The reward ranks right chains above wrong ones without seeing their outcome."
+    [claim] = [claim for claim in claims(figures) if claim.text == text]
+    assert claim.figure == hidden
 
 
 def test_the_report_holds_the_policies_updates_against_each_other(finished):

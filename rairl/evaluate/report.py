@@ -19,6 +19,7 @@ from rairl.evaluate.candidates import by_question
 from rairl.evaluate.labels import (
     AGGREGATOR_LABELS,
     CHECK_LABELS,
+    HIDDEN_LABELS,
     KIND_LABELS,
     LOCATOR_LABELS,
     POLICY_LABELS,
@@ -245,6 +246,11 @@ def _audit_claims(figures: Figures) -> list[Claim]:
     for name, text, meaning in (
         ("test.auroc_without_length", "The reward is more than length.", "AUROC within question, length removed"),
         ("shuffle.reward", "The reward sees the order of the steps.", "share preferring the true order"),
+        (
+            "outcome.result.auroc",
+            "The reward ranks right chains above wrong ones without seeing their outcome.",
+            "AUROC within question, answer and last result hidden",
+        ),
         ("swap.steps", "The reward sees the steps, not only the answer.", "share preferring right steps, same answer"),
         ("premise.reward", "The reward sees a wrong step behind a right answer.", "share preferring all steps right"),
         ("ngrams.reward", "The reward follows what a step says, not its n-grams.", "share preferring the right turn"),
@@ -305,6 +311,7 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
             _audit_splits(figures),
             _audit_length(figures),
             _audit_checks(figures),
+            _audit_outcome(figures),
             _audit_variants(figures),
             _audit_shaping(figures),
             _audit_choice(figures),
@@ -572,8 +579,7 @@ def _windows(figures: Figures) -> Table:
 
 def _audit_splits(figures: Figures) -> Table:
     columns = {
-        "auroc": "reward", "auroc_without_answer": "reward, answer hidden",
-        "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
+        "auroc": "reward", "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
         "reward_right": "mean reward, right", "reward_wrong": "mean reward, wrong",
         "reward_gap": "reward gap, right − wrong",
     }  # fmt: skip
@@ -614,6 +620,23 @@ def _audit_checks(figures: Figures) -> Table:
         )
         note = note.format(*overlaps) + "pairs with the original."
     return _table(figures, "What moves the reward", note, {"": "share"}, CHECK_LABELS, "audit.{row}{column}")
+
+
+def _audit_outcome(figures: Figures) -> Table:
+    measures = {"auroc": "AUROC", "exact": "first wrong step"}
+    columns = {
+        f"{key}{part}": f"{measure}{words}"
+        for key, measure in measures.items()
+        for part, words in {"_before": ", shown", "": ", hidden", "_change": ", change"}.items()
+    }
+    columns |= {f"{key}_change.p": f"p, {measure}" for key, measure in measures.items()}
+    note = (
+        "The same candidates scored again, cut off behind their last step, or inside it before its result. Wrong ones "
+        "count where the wrong step can still be seen. A reward that reads the outcome instead of the reasoning falls "
+        "to .5, and no longer finds the step. Changes are paired; p corrected by Holm for all of this table."
+    )
+    figures = adjusted(figures, [f"audit.outcome.{row}.{column}" for row in HIDDEN_LABELS for column in columns])
+    return _table(figures, "The outcome hidden", note, columns, HIDDEN_LABELS, "audit.outcome.{row}.{column}")
 
 
 def _audit_variants(figures: Figures) -> Table:
