@@ -44,7 +44,7 @@ from rairl.evaluate.probes import corrupted, originals
 from rairl.evaluate.questions import Table, write_questions
 from rairl.evaluate.rerank import AGGREGATORS, aggregate
 from rairl.evaluate.scores import Saved, read_scores
-from rairl.evaluate.shaping import shaped
+from rairl.evaluate.shaping import learned_sums, shaped
 from rairl.evaluate.training import powers_of_two
 from rairl.evaluate.variants import VARIANTS, overlap
 from rairl.params import Params
@@ -301,22 +301,12 @@ class _Checks:
             return {}
         import torch
 
-        from rairl.learn.objectives import airl_logits
-
         some = self._sample()
         if not some:
             return {}
         with torch.no_grad():
             reads = self.model.read(some)
-            terms = self.model.terms(reads).cpu()
-            zeros = torch.zeros(len(reads.trace))
-            sums = {
-                name: torch.zeros(len(some)).index_add(0, reads.trace, values).tolist()
-                for name, values in (
-                    ("g", terms[:, 0]),
-                    ("f", airl_logits(terms, reads.trace, zeros, self.model.params.discount)),
-                )
-            }
+            sums = learned_sums(self.model.terms(reads).cpu(), reads.trace, self.model.params.discount)
         right = [bool(trace.correct) for trace in some]
         figures = {
             f"audit.shaping.{name}.auroc": within_auroc(right, values, questions(some), **self.sampling)
