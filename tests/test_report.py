@@ -598,6 +598,27 @@ def test_many_comparisons_are_corrected_for_their_number():
     assert adjusted(figures, ["rerank.reward-random.p"])["rerank.reward-random.p"] == exact(0.01)
 
 
+def test_what_the_reward_adds_is_shown_beside_its_corrected_p():
+    gain = Estimate(0.1, 0.01, 0.2, 50)
+    figures = {"rerank.reward": gain, "rerank.on_rairl.reward": gain, "localise.people.reward.exact": gain}
+    names = ["rerank.reward-random", "rerank.on_rairl.reward-random", "rerank.reward-majority"]
+    names += [
+        "localise.reward-chance.exact",
+        "localise.people.reward-chance.exact",
+        "localise.reward-reward_drop.exact",
+    ]
+    figures |= dict.fromkeys(names, gain) | {f"{name}.p": exact(0.01) for name in names}
+    found = {table.title: table for section in tables(figures).values() for table in section}
+    selectors, locators = (found[f"What the reward adds to each {what}"] for what in ("baseline", "locator"))
+    assert selectors.columns == ["test", "p", "test, R-AIRL's samples", "p"]
+    assert selectors.rows == {  # three comparisons
+        "reward − random (chance)": [gain, "0.030", gain, "0.030"],
+        "reward − majority vote": [gain, "0.030", None, None],
+    }
+    assert locators.columns == ["natural errors", "p", "people", "p"]
+    assert locators.rows == {"reward − chance (uniform over steps)": [gain, "0.020", gain, "0.020"]}
+
+
 def test_no_two_rows_of_a_table_have_one_label():
     tables_ = {name: value for name, value in vars(labels).items() if name.endswith("_LABELS")}
     assert len(tables_) >= 9

@@ -429,21 +429,25 @@ def _selectors(figures: Figures) -> Table:
 
 
 def _selector_gains(figures: Figures) -> Table:
-    rows = {name: f"reward − {label}" for name, label in SELECTOR_LABELS.items() if name not in ("reward", "oracle")}
-    columns = {}
-    for prefix, label in _pools(figures).items():
-        columns[f"{prefix}|"] = label
-        columns[f"{prefix}|.p"] = "p"
-    figures = adjusted(figures, [key.replace("|", f".reward-{name}") for key in columns for name in rows])
-    cells: dict[str, list[Cell]] = {
-        label: [_cell(figures, key.replace("|", f".reward-{name}")) for key in columns] for name, label in rows.items()
+    sets = {f"{prefix}.reward-{{}}": label for prefix, label in _pools(figures).items()}
+    rivals = {name: label for name, label in SELECTOR_LABELS.items() if name not in ("reward", "oracle")}
+    title = "What the reward adds to each baseline"
+    return _gains(figures, title, "Paired differences on the same questions", sets, rivals)
+
+
+def _gains(figures: Figures, title: str, what: str, sets: Mapping[str, str], rivals: Mapping[str, str]) -> Table:
+    """The reward minus each rival, its p-value beside it.
+
+    ``sets`` maps the name of a difference, ``{}`` in the rival's place, to the label of its column.
+    """
+    columns = {f"{name}{part}": words for name, label in sets.items() for part, words in (("", label), (".p", "p"))}
+    figures = adjusted(figures, [column.format(rival) for column in columns for rival in rivals])
+    rows = {
+        f"reward − {label}": [_cell(figures, column.format(rival)) for column in columns]
+        for rival, label in rivals.items()
     }
-    cells = {label: row for label, row in cells.items() if any(row)}
-    note = (
-        "Paired differences on the same questions; p by a two-sided permutation test, corrected by Holm for all of "
-        "this table."
-    )
-    return Table("What the reward adds to each baseline", note, list(columns.values()), cells)
+    note = f"{what}; p by a two-sided permutation test, corrected by Holm for all of this table."
+    return Table(title, note, list(columns.values()), {label: row for label, row in rows.items() if any(row)})
 
 
 def _ns(figures: Figures) -> list[int]:
@@ -508,21 +512,11 @@ def _selector_aurocs(figures: Figures) -> Table:
 
 
 def _locator_gains(figures: Figures) -> Table:
-    sets = {"": "natural errors"} | {f"{name}.": name for name in _labelled(figures)}
-    columns: dict[str, str] = {}
-    for prefix, label in sets.items():
-        columns |= {f"{prefix}|": label, f"{prefix}|.p": "p"}
-    rivals = {
-        name: f"reward − {label}"
-        for name, label in LOCATOR_LABELS.items()
-        if name != "reward" and not name.startswith("reward_")
-    }
-    names = {(row, key): "localise." + key.replace("|", f"reward-{row}.exact") for row in rivals for key in columns}
-    figures = adjusted(figures, list(names.values()))
-    cells = {label: [_cell(figures, names[row, key]) for key in columns] for row, label in rivals.items()}
-    note = "Exact first wrong step, paired on the same traces; p corrected by Holm for all of this table."
-    rows: dict[str, list[Cell]] = {label: row for label, row in cells.items() if any(row)}
-    return Table("What the reward adds to each locator", note, list(columns.values()), rows)
+    places = {"": "natural errors"} | {f"{name}.": name for name in _labelled(figures)}
+    sets = {f"localise.{prefix}reward-{{}}.exact": label for prefix, label in places.items()}
+    rivals = {name: label for name, label in LOCATOR_LABELS.items() if not name.startswith("reward")}
+    title = "What the reward adds to each locator"
+    return _gains(figures, title, "Exact first wrong step, paired on the same traces", sets, rivals)
 
 
 def _labelled(figures: Figures) -> list[str]:
