@@ -139,8 +139,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         write_traces(candidates_path(root / "candidates", name, "test", "t0.5"), colder)
     for loop in ("grpo", "rairl"):
         history = [{"step": step, "reward/mean": step / 3, "rollout/correct": 0.5} for step in range(4)]
-        if loop == "grpo":
-            history = [{"step": row["step"], "rollout/correct": 0.5} for row in history]
         (root / "history" / loop).mkdir(parents=True)
         (root / "history" / loop / "history.json").write_text(json.dumps(history))
 

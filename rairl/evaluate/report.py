@@ -239,7 +239,7 @@ def _audit_claims(figures: Figures) -> list[Claim]:
                 falsification_verdict(auroc),
                 auroc,
                 "AUROC within question; .5 is chance",
-                f"{auroc.n} questions with right and wrong chains" if auroc.n else "there is no such split",
+                f"{auroc.n} questions with right and wrong chains" if auroc.n else "no question has both kinds",
                 signed=False,
             )
         )
