@@ -617,13 +617,11 @@ def _audit_checks(figures: Figures) -> Table:
 
 
 def _audit_outcome(figures: Figures) -> Table:
-    measures = {"auroc": "AUROC", "exact": "first wrong step"}
     columns = {
-        f"{key}{part}": f"{measure}{words}"
-        for key, measure in measures.items()
-        for part, words in {"_before": ", shown", "": ", hidden", "_change": ", change"}.items()
+        f"{key}{part}": words.format(measure)
+        for key, measure in {"auroc": "AUROC", "exact": "first wrong step"}.items()
+        for part, words in {"_before": "{}, shown", "": "{}, hidden", "_change": "change", "_change.p": "p"}.items()
     }
-    columns |= {f"{key}_change.p": f"p, {measure}" for key, measure in measures.items()}
     note = (
         "The same candidates scored again, cut off behind their last step, or inside it before its result. Wrong ones "
         "count where the wrong step can still be seen. A reward that reads the outcome instead of the reasoning falls "

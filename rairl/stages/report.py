@@ -95,9 +95,10 @@ def report(
 SECTIONS = {
     "training": (
         "Training a policy",
-        "The same questions for every policy: the base model, the one fine-tuned on the demonstrations (SFT, at its best "
-        "epoch and at its last), the peer that lends the reward its body, one trained on whether its final answers are "
-        "right (GRPO, an upper reference, since it sees the answers), and one trained on the learned reward (R-AIRL).",
+        "The same questions for every policy: the base model, the one fine-tuned on the demonstrations (SFT, at its "
+        "best epoch and at its last), the peer that lends the reward its body, one trained on whether its final "
+        "answers are right (GRPO, an upper reference, since it sees them), and one trained on the learned reward "
+        "(R-AIRL).",
     ),
     "rerank": (
         "Picking among sampled answers",
