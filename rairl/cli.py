@@ -43,6 +43,12 @@ PARAMS = Annotated[Path, typer.Option("--params", help="parameter file")]
 FILE = Annotated[Path, typer.Argument(help="traces as JSON lines; see docs/own-candidates.md", metavar="FILE.jsonl")]
 REWARD = Annotated[Path, typer.Option("--reward", help="folder of a reward model")]
 OUTPUT = Annotated[Path | None, typer.Option("--output", "-o", help="write JSON lines here instead of to the screen")]
+FORMAT = Annotated[
+    str,
+    typer.Option(
+        "--format", help="auto (by the fields of the first row), rairl, processbench, mr_ben, bigbench_mistake"
+    ),
+]
 SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="report malformed lines and go on without them")]
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -131,19 +137,22 @@ def params(
 
 
 @app.command()
-def score(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD = False) -> None:
+def score(file: FILE, reward: REWARD, output: OUTPUT = None, form: FORMAT = "auto", skip_bad: SKIP_BAD = False) -> None:
     """Score your own traces: one row each with the trace's score and a score per step.
 
     Each line of FILE needs "id", "problem" and "text". "steps" (strings, or [start, end] character spans of the text)
-    is optional: without it the steps are found by their tags, numbers, lines or sentences.
+    is optional: without it the steps are found by their tags, numbers, lines or sentences. Files of ProcessBench,
+    MR-Ben and BIG-Bench-Mistake are read as they are.
     """
     from rairl.evaluate.apply import score_rows
 
-    _write(score_rows(*_own(file, reward, skip_bad)), output)
+    _write(score_rows(*_own(file, reward, form, skip_bad)), output)
 
 
 @app.command()
-def rerank(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD = False) -> None:
+def rerank(
+    file: FILE, reward: REWARD, output: OUTPUT = None, form: FORMAT = "auto", skip_bad: SKIP_BAD = False
+) -> None:
     """Rank your own candidates: one row per question, best candidate first.
 
     As for score; candidates of one question share "group" (or, without it, the problem's text). Where "correct" or
@@ -152,7 +161,7 @@ def rerank(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD
     from rairl.evaluate.apply import choice_figures, rerank_rows
     from rairl.evaluate.labels import SELECTOR_LABELS
 
-    traces, model = _own(file, reward, skip_bad)
+    traces, model = _own(file, reward, form, skip_bad)
     rows = list(rerank_rows(traces, model))
     _write(rows, output)
     figures = choice_figures(traces, rows, model.calibration)
@@ -173,6 +182,7 @@ def localise(
     reward: REWARD,
     output: OUTPUT = None,
     html: Annotated[Path | None, typer.Option(help="write the traces as a page to look at, too")] = None,
+    form: FORMAT = "auto",
     skip_bad: SKIP_BAD = False,
 ) -> None:
     """Point at the first wrong step of your own traces: one row each.
@@ -184,7 +194,7 @@ def localise(
     from rairl.evaluate.apply import localise_rows, location_figures, traces_page
     from rairl.evaluate.labels import LOCATOR_LABELS
 
-    traces, model = _own(file, reward, skip_bad)
+    traces, model = _own(file, reward, form, skip_bad)
     rows = list(localise_rows(traces, model))
     _write(rows, output)
     if html is not None:
@@ -255,25 +265,23 @@ def ui(
     os.execv(sys.executable, command)
 
 
-def _own(file: Path, reward: Path, skip_bad: bool) -> tuple[list[Trace], RewardModel]:
+def _own(file: Path, reward: Path, form: str, skip_bad: bool) -> tuple[list[Trace], RewardModel]:
     """The file's traces and the model; the file is checked before the model is loaded, and its lengths after."""
-    from rairl.evaluate.apply import read_own
+    from rairl.evaluate.own import read_own, require
 
-    bad: list[str] | None = [] if skip_bad else None
-    read_own(file, skip_bad=bad)
-    for message in bad or []:
+    own = read_own(file, form=form, skip_bad=skip_bad)
+    for message in own.left_out:
         _say(f"left out: {message}")
     from rairl.models.reward import RewardModel
 
     model = RewardModel.from_pretrained(reward)
-    all_bad: list[str] | None = [] if skip_bad else None
-    traces = read_own(file, skip_bad=all_bad, check=model.require_readable)
-    for message in all_bad or []:
-        if message not in (bad or []):
-            _say(f"left out: {message}")
-    if all_bad:
-        _say(f"left out {len(all_bad)} of {len(all_bad) + len(traces)} lines")
-    return traces, model
+    kept = require(own, model.require_readable, skip_bad=skip_bad)
+    for message in kept.left_out[len(own.left_out) :]:
+        _say(f"left out: {message}")
+    if kept.left_out:
+        _say(f"left out {len(kept.left_out)} of {len(kept.left_out) + len(kept.traces)} lines")
+    _say(f"{file}: {len(kept.traces)} traces in the format {kept.form}")
+    return kept.traces, model
 
 
 def _signed(figure: Estimate) -> str:

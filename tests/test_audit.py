@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rairl.evaluate.audit import (
     FALSIFIED,
+    HIDDEN,
     NOT_SUPPORTED,
     NOT_TESTED,
     SUPPORTED,
@@ -17,6 +18,7 @@ from rairl.evaluate.audit import (
     lucky,
     matched_auroc,
     mixed_sample,
+    outcome_figures,
     over_optimisation,
     preference,
     remove,
@@ -32,6 +34,7 @@ from rairl.evaluate.audit import (
     variant_figures,
     with_answer_of,
     without_answer,
+    without_result,
 )
 from rairl.stats import NOTHING, Estimate, within_auroc
 from rairl.traces import Trace, locate_steps, relabel
@@ -127,6 +130,68 @@ def test_answers_are_masked_and_swapped():
     assert swapped.answer == "9"
     bare = Trace("b", "p", "one\ntwo", locate_steps("one\ntwo", ["one", "two"]))
     assert answer_block(bare) == ""
+
+
+@pytest.mark.parametrize(
+    ("last", "left"),
+    [
+        ("So Ana has 12 + 5 = 17 eggs.", "So Ana has 12 + 5 ="),
+        ("First 2 * 3 = 6, then 6 + 1 = $7, so 7.", "First 2 * 3 = 6, then 6 + 1 ="),
+        ("So the answer is 7.", "So the answer is"),  # the outcome stands in a sentence of its own
+        ("Of 7 she keeps all 7.", "Of 7 she keeps all"),
+        ("7", None),  # nothing would be left of the step
+        ("She keeps 70.", None),  # 70 is no 7
+        ("So it is so.", None),
+    ],
+)
+def test_the_last_steps_result_is_hidden(last: str, left: str | None):
+    trace = solved("t", ["2 + 5 = 7", last], "7", right=True)
+    cut = without_result(trace)
+    if left is None:
+        assert cut is None
+    else:
+        assert cut is not None
+        assert cut.step_texts() == ["2 + 5 = 7", left]
+        assert cut.text == f"<think>\n2 + 5 = 7\n{left}"
+        assert (cut.answer, cut.id, cut.correct) == (None, "t", True)
+
+
+def test_only_traces_whose_error_can_still_be_seen_lose_their_outcome():
+    wrong = solved("w", ["1 + 1 = 3", "3 + 4 = 7"], "7", right=False)
+    right = solved("r", ["1 + 1 = 2", "2 + 4 = 6"], "6", right=True)
+    errors = [relabel(wrong, first_error=at, labelled=True) for at in (0, 1, None)]
+    hide_answer, hide_result = HIDDEN["answer"], HIDDEN["result"]
+    assert [hide_answer(trace) is not None for trace in (right, wrong, *errors)] == [True, True, True, True, False]
+    assert [hide_result(trace) is not None for trace in (right, wrong, *errors)] == [True, True, True, False, False]
+    bare = Trace("b", "p", "1 + 1 = 2", locate_steps("1 + 1 = 2", ["1 + 1 = 2"]), "2", "2", True)
+    assert hide_answer(bare) is None, "there is no answer after the last step to hide"
+    assert hide_result(bare) is not None
+
+
+def test_outcome_figures_by_hand():
+    def known(name: str, group: str, error: int | None) -> Trace:
+        trace = solved(name, ["one", "two", "three"], "7", right=error is None, group=group)
+        return relabel(trace, first_error=error, labelled=True)
+
+    traces = [known("a", "p", None), known("b", "p", 1), known("c", "q", None), known("d", "q", 0), known("e", "q", 1)]
+    before, after = [2.0, 1.0, 2.0, 3.0, 1.0], [1.0, 2.0, 2.0, 2.0, 1.0]
+    # Pairs in order: p 1 of 1, then 0; q 1 of 2, then 1.5 (the tie with d counts one half).
+    guesses = [[0, 1, 0, 0, 0], [0, 1, 0, 1, 1]]  # of b, d, e: 2 of 3 found, then 2 of 3, d lost and e won
+    figures = outcome_figures("answer", traces, (before, after), guesses, draws=200, seed=0)
+    values = {name.removeprefix("audit.outcome.answer."): figure.value for name, figure in figures.items()}
+    assert values.pop("auroc_change.p") == 1  # the totals -1 and +.5: each of the four sign patterns is as far from 0
+    assert values.pop("exact_change.p") == 1
+    assert values == pytest.approx({
+        "auroc_before": 2 / 3, "auroc": 0.5, "auroc_change": -1 / 6,
+        "exact_before": 2 / 3, "exact": 2 / 3, "exact_change": 0,
+    })  # fmt: skip
+    assert figures["audit.outcome.answer.auroc_change"].n == 2
+    same = outcome_figures("answer", traces, (before, before), [guesses[0]] * 2, draws=200, seed=0)
+    assert same["audit.outcome.answer.auroc_change"][:3] == (0, 0, 0)
+    unlabelled = [relabel(trace, first_error=None, labelled=False) for trace in traces]
+    assert not any(
+        "exact" in name for name in outcome_figures("x", unlabelled, (before, after), guesses, draws=9, seed=0)
+    )
 
 
 def test_pairs_are_one_per_question():

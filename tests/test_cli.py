@@ -25,11 +25,11 @@ from rairl.evaluate.apply import (
     choice_figures,
     localise_rows,
     location_figures,
-    read_own,
     rerank_rows,
     score_rows,
     traces_page,
 )
+from rairl.evaluate.own import read_own
 from rairl.models.reward import Calibration, Scores
 from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES
 from rairl.traces import Trace, write_traces
@@ -239,7 +239,7 @@ def test_steps_are_found_where_they_are_not_given(tmp_path: Path) -> None:
         {"id": "given", "problem": "p", "text": "one two", "steps": [[0, 7]]},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [trace.step_texts() for trace in read_own(path)] == [
+    assert [trace.step_texts() for trace in read_own(path).traces] == [
         ["one", "two"],
         ["one", "two"],
         ["It is one.", "So it is two."],
@@ -256,7 +256,7 @@ def test_answers_are_read_and_judged_where_they_are_not_given(tmp_path: Path) ->
         {"id": "open", "problem": "p", "text": "one"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [(trace.answer, trace.correct) for trace in read_own(path)] == [
+    assert [(trace.answer, trace.correct) for trace in read_own(path).traces] == [
         ("12", True),
         ("13", False),
         ("a dozen", True),

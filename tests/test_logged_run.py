@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from typer.testing import CliRunner
 
+from rairl.cli import app
+from rairl.evaluate.apply import localise_rows, location_figures
 from rairl.evaluate.candidates import read_candidates
+from rairl.evaluate.own import read_own
+from rairl.models.reward import RewardModel
 from rairl.traces import read_traces
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +64,23 @@ def test_the_logged_preset_runs_on_real_text(tmp_path: Path, shared_data: Path) 
     assert not held_out & trained_on
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.stderr.count("finished before") == 12
+    own_files_give_the_same(out, values["dataset"]["labelled"], figures)
+
+
+def own_files_give_the_same(out: Path, files: list[str], figures: dict[str, Any]) -> None:
+    """The labelled files as they are, on the command line, against the localise stage's figures."""
+    model = RewardModel.from_pretrained(out / "models" / "reward")
+    for file in files:
+        own = read_own(Path(file))
+        rows = list(localise_rows(own.traces, model))
+        found = location_figures(own.traces, rows, model.calibration.locator, draws=10)
+        for name in ("reward.exact", "chance.exact", "longest.within1", "reward.f1", "reward.step_auc"):
+            assert found[name].value == pytest.approx(figures[f"localise.{own.form}.{name}"]["value"]), name
+    words = ["localise", files[1], "--reward", str(out / "models" / "reward"), "-o", str(out / "rows.jsonl")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert f"{files[1]}: 300 traces in the format bigbench_mistake" in done.stderr
+    assert "first wrong step of 238 wrong traces, exact:" in done.stderr
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

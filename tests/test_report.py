@@ -21,10 +21,11 @@ from rairl.answers import answers_match
 from rairl.datasets import arithmetic
 from rairl.errors import RairlError
 from rairl.evaluate import labels
-from rairl.evaluate.apply import choice_figures, localise_rows, location_figures, read_own, rerank_rows
-from rairl.evaluate.audit import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
-from rairl.evaluate.candidates import POLICIES, candidates_path
+from rairl.evaluate.apply import choice_figures, localise_rows, location_figures, rerank_rows
+from rairl.evaluate.audit import FALSIFIED, HIDDEN, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, mixed_sample
+from rairl.evaluate.candidates import POLICIES, candidates_path, read_candidates
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
+from rairl.evaluate.own import read_own
 from rairl.evaluate.questions import read_questions
 from rairl.evaluate.report import (
     RERANKING,
@@ -42,16 +43,16 @@ from rairl.evaluate.rerank import AGGREGATORS
 from rairl.evaluate.scores import Saved, read_scores
 from rairl.evaluate.variants import VARIANTS
 from rairl.evaluate.windows import RULES
-from rairl.models.reward import RewardModel
+from rairl.models.reward import RewardModel, new_reward
 from rairl.params import Params, parse_params
 from rairl.segment import think_lines
 from rairl.stages import INPUTS, OUTPUTS, write_figures
-from rairl.stages.audit import audit
+from rairl.stages.audit import MASKED, _Checks, audit
 from rairl.stages.localise import localise
 from rairl.stages.posttrain import posttrain
 from rairl.stages.report import merge_metrics, report
 from rairl.stages.rerank import rerank
-from rairl.stats import Estimate, exact, to_json
+from rairl.stats import Estimate, exact, to_json, within_agreement, within_auroc
 from rairl.traces import Trace, relabel, write_traces
 from rairl.tracking import NullRun
 
@@ -109,7 +110,6 @@ MODELS = ("sft", "base", "peer")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     from rairl.models.base import new_model, train_tokenizer
     from rairl.models.policy import save_policy
-    from rairl.models.reward import new_reward
 
     root = tmp_path_factory.mktemp("run")
     params = parse_params(yaml.safe_load((ROOT / "tests" / "miniature.yaml").read_text()))
@@ -139,8 +139,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         write_traces(candidates_path(root / "candidates", name, "test", "t0.5"), colder)
     for loop in ("grpo", "rairl"):
         history = [{"step": step, "reward/mean": step / 3, "rollout/correct": 0.5} for step in range(4)]
-        if loop == "grpo":
-            history = [{"step": row["step"], "rollout/correct": 0.5} for row in history]
         (root / "history" / loop).mkdir(parents=True)
         (root / "history" / loop / "history.json").write_text(json.dumps(history))
 
@@ -204,6 +202,10 @@ def test_the_agreed_names_are_all_there(finished):
     assert {
         f"audit.choice.n{n}.{name}" for n in (1, 2, 4) for name in ("score", "predicted", "accuracy", "gap")
     } <= names
+    for hidden in HIDDEN:
+        for figure in ("auroc", "exact"):
+            parts = ("_before", "", "_change", "_change.p")
+            assert {f"audit.outcome.{hidden}.{figure}{part}" for part in parts} <= names
     for check in ("premise", "ngrams"):
         assert {f"audit.{check}.reward", f"audit.{check}.logprob"} <= names
     assert {
@@ -250,7 +252,7 @@ def test_the_figures_are_ratios_of_what_lies_behind_them(finished):
 
 def test_own_files_give_the_stages_numbers(finished):
     model = RewardModel.from_pretrained(finished.root / "models" / "reward")
-    traces = read_own(finished.root / "candidates" / "sft.test.jsonl")
+    traces = read_own(finished.root / "candidates" / "sft.test.jsonl").traces
     figures = merge_metrics(finished.root / "metrics")
     found = choice_figures(traces, list(rerank_rows(traces, model)), model.calibration, draws=100)
     for name in (
@@ -269,6 +271,51 @@ def test_own_files_give_the_stages_numbers(finished):
     found = location_figures(traces, rows, model.calibration.locator, draws=100)
     for name in ("reward.exact", "chance.exact", "longest.within1", "reward.f1", "chance.f1", "reward.step_auc"):
         assert found[name].value == pytest.approx(figures[f"localise.{name}"].value), name
+
+
+def test_hiding_the_outcome_moves_no_read_before_it(finished):
+    """The reward reads from left to right: without the answer its steps' reads, and so its guess, stay as they are."""
+    figures = finished.figures["audit"]
+    assert figures["audit.outcome.answer.exact_change"][:3] == (0, 0, 0)
+    assert figures["audit.outcome.answer.auroc_change"][:3] == (0, 0, 0), "its score is the mean over its steps"
+    shown, hidden = figures["audit.outcome.result.auroc_before"], figures["audit.outcome.result.auroc"]
+    assert figures["audit.outcome.result.auroc_change"].value == pytest.approx(hidden.value - shown.value)
+    section = {table.title: table for table in tables(figures)["audit"]}
+    assert list(section["The outcome hidden"].rows) == list(labels.HIDDEN_LABELS.values())
+    text = "The reward ranks right chains above wrong ones without seeing their outcome."
+    [claim] = [claim for claim in claims(figures) if claim.text == text]
+    assert claim.figure == hidden
+
+
+def test_the_learned_shaping_is_held_against_the_reward_without_it(finished):
+    """Form ``airl``: AUROC of g and of f and the order they share, against sums written out read by read."""
+    path = finished.root / "candidates" / "sft.test.jsonl"
+    traces, saved = read_candidates(path), read_scores(finished.root / "scores" / "rerank" / "sft.test.json")
+    reward = finished.params.reward.model_copy(update={"form": "airl", "discount": 0.5})
+    model = new_reward(finished.root / "models/sft", reward, seed=1)
+    checks = _Checks(finished.params, model, finished.root / "models/sft", traces, saved)
+    figures = checks._learned_shaping()
+    some = [traces[row] for row in mixed_sample(traces, MASKED)]
+    sums: dict[str, list[float]] = {"g": [], "f": []}
+    for trace in some:
+        g, h = model.terms(model.read([trace])).detach().T.tolist()
+        ends = [0.0, *h[:-1], 0.0]
+        sums["g"].append(sum(g))
+        sums["f"].append(sum(value + 0.5 * ends[at + 1] - ends[at] for at, value in enumerate(g)))
+    right, keys = [bool(trace.correct) for trace in some], [trace.question for trace in some]
+    for name, values in sums.items():
+        expected = within_auroc(right, values, keys, draws=100, seed=0)
+        assert figures[f"audit.shaping.{name}.auroc"].value == pytest.approx(expected.value)
+    agreement = within_agreement(sums["g"], sums["f"], keys, draws=100, seed=0).value
+    assert figures["audit.shaping.f.agreement"].value == pytest.approx(agreement)
+    assert 0 < agreement < 1, "with this discount the potential moves some traces and not all"
+    [table] = [table for table in tables(figures)["audit"] if table.title == "Potential shaping"]
+    assert list(table.rows) == ["learned reward g", "f, with the learned shaping"]
+    undiscounted = new_reward(finished.root / "models/sft", reward.model_copy(update={"discount": 1.0}), seed=1)
+    same = _Checks(finished.params, undiscounted, finished.root / "models/sft", traces, saved)._learned_shaping()
+    assert same["audit.shaping.f.agreement"].value == pytest.approx(1, abs=0.02), "it telescopes away, up to rounding"
+    logit = RewardModel.from_pretrained(finished.root / "models" / "reward")
+    assert _Checks(finished.params, logit, finished.root / "models/sft", traces, saved)._learned_shaping() == {}
 
 
 def test_the_report_holds_the_policies_updates_against_each_other(finished):
@@ -547,6 +594,27 @@ def test_many_comparisons_are_corrected_for_their_number():
     )
     assert difference_verdict(sure) == SUPPORTED
     assert adjusted(figures, ["rerank.reward-random.p"])["rerank.reward-random.p"] == exact(0.01)
+
+
+def test_what_the_reward_adds_is_shown_beside_its_corrected_p():
+    gain = Estimate(0.1, 0.01, 0.2, 50)
+    figures = {"rerank.reward": gain, "rerank.on_rairl.reward": gain, "localise.people.reward.exact": gain}
+    names = ["rerank.reward-random", "rerank.on_rairl.reward-random", "rerank.reward-majority"]
+    names += [
+        "localise.reward-chance.exact",
+        "localise.people.reward-chance.exact",
+        "localise.reward-reward_drop.exact",
+    ]
+    figures |= dict.fromkeys(names, gain) | {f"{name}.p": exact(0.01) for name in names}
+    found = {table.title: table for section in tables(figures).values() for table in section}
+    selectors, locators = (found[f"What the reward adds to each {what}"] for what in ("baseline", "locator"))
+    assert selectors.columns == ["test", "p", "test, R-AIRL's samples", "p"]
+    assert selectors.rows == {  # three comparisons
+        "reward − random (chance)": [gain, "0.030", gain, "0.030"],
+        "reward − majority vote": [gain, "0.030", None, None],
+    }
+    assert locators.columns == ["natural errors", "p", "people", "p"]
+    assert locators.rows == {"reward − chance (uniform over steps)": [gain, "0.020", gain, "0.020"]}
 
 
 def test_no_two_rows_of_a_table_have_one_label():

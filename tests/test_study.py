@@ -15,7 +15,7 @@ import yaml
 
 from rairl.errors import RairlError
 from rairl.evaluate.questions import one_each, read_questions, sums, write_questions
-from rairl.evaluate.study import Cell, Results, closed, markdown, spliced, tables
+from rairl.evaluate.study import Cell, Results, Table, _json, closed, corrected, markdown, spliced, tables
 from rairl.params import Params, parse_params
 from rairl.stats import NOTHING, Estimate
 from rairl.study import Task, carry_out, changed, load_studies, plan, read_study, run_studies
@@ -352,7 +352,8 @@ def test_markdown_states_seeds_questions_and_the_command(tmp_path: Path) -> None
     assert f"`rairl study {tmp_path / 'mini.yaml'}" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.count("|") >= 3 for line in rows)
-    assert any(line.startswith("| R-AIRL (b) |") and "+0.150 [+0.150, +0.150], p < 0.001" in line for line in rows)
+    assert any(line.startswith("| R-AIRL (b) |") and "+0.150 [+0.150, +0.150], p = 0.002" in line for line in rows)
+    assert "nothing over SFT. p is corrected by Holm for the 12 comparisons of this table." in text
 
 
 def test_tables_without_policies_or_runs_are_left_out() -> None:
@@ -366,6 +367,34 @@ def test_cells() -> None:
     assert str(Cell(Estimate(0.5, 0.4, 0.6, 9))) == "0.500 [0.400, 0.600]"
     assert str(Cell(Estimate(0.5, 0.4, 0.6, 9), 0.0431, True)) == "+0.500 [+0.400, +0.600], p = 0.043"
     assert str(Cell(NOTHING)) == "–"
+
+
+def test_the_p_values_of_a_table_are_corrected_for_their_number() -> None:
+    some = Estimate(0.1, 0.0, 0.2, 9)
+    raw: dict[str, list[Cell | str | None]] = {
+        "a": [Cell(some, 0.01, True), None, Cell(some)],
+        "b": [Cell(some, 0.04, True), "supported", Cell(some, 0.03)],
+    }
+    table = corrected(Table("T", ["x", "y", "z"], raw, 9, "N."))
+    # By hand: 3 * .01, 2 * .03, and .04 may not fall below the .06 before it.
+    assert [[getattr(cell, "corrected", None) for cell in row] for row in table.rows.values()] == [
+        [pytest.approx(0.03), None, None],
+        [pytest.approx(0.06), None, pytest.approx(0.06)],
+    ]
+    assert str(table.rows["b"][0]) == "+0.100 [+0.000, +0.200], p = 0.060"
+    assert table.rows["b"][0].p == 0.04, "what it was by itself is kept"  # type: ignore[union-attr]
+    assert table.note == "N. p is corrected by Holm for the 3 comparisons of this table."
+    one = Table("T", ["x"], {"a": [Cell(some, 0.01)]}, 9)
+    assert corrected(one) == one
+
+
+def test_study_json_has_both_p_values(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path), MINIATURE)
+    results = Results({"a": full(0.5), "b": full(0.55)}, draws=200)
+    saved = _json(study, results, tables(results, ["a", "b"], "a", 8))["tables"]["Each variant minus a"]["rows"]["b"]
+    assert saved["best of 8"]["p"] == pytest.approx(0.0002)
+    assert saved["best of 8"]["p_corrected"] == pytest.approx(5 * 0.0002)
+    assert saved["AUROC on test"]["p_corrected"] == 1
 
 
 def test_prose_around_the_tables_stays() -> None:

@@ -6,13 +6,14 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rairl.answers import extract_answer
 from rairl.datasets import arithmetic
 from rairl.evaluate.rerank import aggregate
-from rairl.evaluate.shaping import potential, shaped
+from rairl.evaluate.shaping import learned_sums, potential, shaped
 from rairl.evaluate.variants import VARIANTS, overlap
 from rairl.perturb import equations
 from rairl.traces import Trace, locate_steps, relabel
@@ -81,3 +82,15 @@ def test_shaping_moves_states_alike_and_ends_at_zero() -> None:
 def test_potentials_are_standard_normal() -> None:
     values = [potential("p", str(number), 0) for number in range(2000)]
     assert np.mean(values) == pytest.approx(0, abs=0.08) and np.std(values) == pytest.approx(1, abs=0.06)
+
+
+def test_learned_rewards_with_and_without_shaping_by_hand() -> None:
+    # Trace 0 reads g, h = (1, 10), (2, 99); trace 1 reads (3, 7) only; trace 2 (0, 1), (1, 2), (-2, 5).
+    terms = torch.tensor([[1.0, 10], [2, 99], [3, 7], [0, 1], [1, 2], [-2, 5]])
+    trace = torch.tensor([0, 0, 1, 2, 2, 2])
+    sums = learned_sums(terms, trace, 0.5)
+    assert sums["g"] == [3, 3, -1]
+    # 0: (1 + 5) + (2 - 10); 1: 3, as h is 0 before and after; 2: .5 + (1 + 1 - 1) + (-2 - 2).
+    assert sums["f"] == [-2, 3, -2.5]
+    assert learned_sums(terms, trace, 1.0)["f"] == [3, 3, -1], "without discount the potential telescopes away"
+    assert learned_sums(terms[:0], trace[:0], 0.5) == {"g": [], "f": []}

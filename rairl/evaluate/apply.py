@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rairl.answers import answers_match, extract_answer, normalise_answer
+from rairl.answers import normalise_answer
 from rairl.errors import RairlError
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.localise import (
@@ -27,46 +26,11 @@ from rairl.evaluate.rerank import (
     vote_weights,
     weighted_vote_of_n,
 )
-from rairl.segment import guess, segment
 from rairl.stats import Estimate, bootstrap_mean, paired_difference, within_auroc
-from rairl.traces import Trace, read_traces
+from rairl.traces import Trace
 
 if TYPE_CHECKING:
     from rairl.models.reward import Calibration, RewardModel, Scores
-
-
-def read_own(
-    path: Path, *, skip_bad: list[str] | None = None, check: Callable[[Trace], None] = lambda trace: None
-) -> list[Trace]:
-    """Read solved traces, and fill in what is not given.
-
-    Steps are found in the text (by tags, numbers, lines or sentences), and so is the final answer; ``correct`` follows
-    from the answer where there is a ``gold``.
-
-    Args:
-        path: the file.
-        skip_bad: when given, malformed lines are left out and their messages appended here instead of raised.
-        check: raises RairlError for a trace that can't be used.
-
-    Raises:
-        RairlError: as :func:`rairl.traces.read_traces`, and for a row without text; naming file and line.
-    """
-
-    def usable(trace: Trace) -> None:
-        if not trace.text:
-            raise RairlError(f"field 'text': trace {trace.id!r} has no 'text' to score")
-        check(trace)
-
-    return [_completed(trace) for trace in read_traces(path, skip_bad=skip_bad, check=usable)]
-
-
-def _completed(trace: Trace) -> Trace:
-    answer = trace.answer or extract_answer(trace.text)
-    judged = trace.correct
-    if judged is None and trace.gold is not None:
-        judged = answers_match(answer, trace.gold)
-    steps = trace.steps or segment(trace.text, guess(trace.text))
-    return replace(trace, steps=steps, answer=answer, correct=judged)
 
 
 def score_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from rairl.evaluate.candidates import by_question
 from rairl.evaluate.probes import Change, turned_round
 from rairl.evaluate.questions import Table, one_each, sums
 from rairl.evaluate.rerank import best_of_n
+from rairl.perturb import equations
 from rairl.stats import (
     Estimate,
     Values,
@@ -19,6 +20,7 @@ from rairl.stats import (
     centred,
     members_of,
     paired_difference,
+    paired_permutation_p,
     pooled_auroc,
     ratio,
     within_agreement,
@@ -217,6 +219,89 @@ def answer_block(trace: Trace) -> str:
 def without_answer(trace: Trace) -> Trace:
     """The trace cut off after its last step."""
     return relabel(trace, text=trace.text[: len(trace.text) - len(answer_block(trace))], answer=None)
+
+
+def without_result(trace: Trace) -> Trace | None:
+    """The trace cut off inside its last step, before the result of its last equation or, without one, before the final
+    answer where the step states it; None where it does neither or nothing would be left of the step."""
+    if not trace.steps:
+        return None
+    *steps, last = trace.steps
+    text = trace.text[last.start : last.end]
+    found = [equation.result.start for equation in equations(text)]
+    if not found and trace.answer:
+        found = [match.start() for match in re.finditer(rf"(?<![\w.,]){re.escape(trace.answer)}(?!\w|[.,]\d)", text)]
+    left = text[: found[-1]].rstrip(" \t$€£") if found else ""
+    if not left:
+        return None
+    cut = Step(last.start, last.start + len(left))
+    return relabel(trace, text=trace.text[: cut.end], steps=(*steps, cut), answer=None)
+
+
+def _hide_answer(trace: Trace) -> Trace | None:
+    return without_answer(trace) if answer_block(trace).strip() and _error_shows(trace, len(trace.steps)) else None
+
+
+def _hide_result(trace: Trace) -> Trace | None:
+    return without_result(trace) if _error_shows(trace, len(trace.steps) - 1) else None
+
+
+def _error_shows(trace: Trace, steps: int) -> bool:
+    """Whether what is known to be wrong with a trace, if anything, is wrong in its first ``steps`` steps."""
+    if trace.first_error is not None:
+        return trace.first_error < steps
+    return bool(trace.correct) or not trace.labelled
+
+
+HIDDEN: dict[str, Callable[[Trace], Trace | None]] = {"answer": _hide_answer, "result": _hide_result}
+"""How much of the outcome is hidden: the answer after the last step, or the last step's result with it. None where
+there is none to hide, and where the only known error would be hidden with it, so that nobody could see it."""
+
+
+def outcome_figures(
+    name: str,
+    traces: Sequence[Trace],
+    scores: Sequence[Values],
+    guesses: Sequence[Sequence[int]],
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """The same traces with their outcome shown and hidden: does the reward still tell right from wrong, and where?
+
+    Args:
+        name: one of :data:`HIDDEN`.
+        traces: judged.
+        scores: of each, the outcome shown and hidden.
+        guesses: the step that the reward points at in each, the outcome shown and hidden.
+        draws, seed: of the bootstrap over questions.
+
+    Returns:
+        ``audit.outcome.<name>.<auroc|exact>_before`` (shown), ``.<auroc|exact>`` (hidden), the paired ``_change`` and
+        its permutation p-value ``_change.p``; AUROC is within question, ``exact`` over the traces with a known error.
+    """
+    prefix, sampling = f"audit.outcome.{name}", {"draws": draws, "seed": seed}
+    right, groups = [bool(trace.correct) for trace in traces], [trace.question for trace in traces]
+    (shown, pairs), (hidden, _) = (within_pairs(right, values, groups) for values in scores)
+    mixed = [group for group in pairs if pairs[group]]
+    wins = [[won[group] for group in mixed] for won in (shown, hidden)]
+    change = np.stack([np.subtract(wins[1], wins[0]), [pairs[group] for group in mixed]], axis=1)
+    figures = {
+        f"{prefix}.auroc_before": within_auroc(right, scores[0], groups, **sampling),
+        f"{prefix}.auroc": within_auroc(right, scores[1], groups, **sampling),
+        f"{prefix}.auroc_change": bootstrap(change, mixed, ratio, **sampling),
+        f"{prefix}.auroc_change.p": paired_permutation_p(wins[1], wins[0], mixed, seed=seed),
+    }
+    wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
+    units = [groups[row] for row in wrong]
+    before, after = ([float(found[row] == traces[row].first_error) for row in wrong] for found in guesses)
+    figures |= {
+        f"{prefix}.exact_before": bootstrap_mean(before, units, **sampling),
+        f"{prefix}.exact": bootstrap_mean(after, units, **sampling),
+        f"{prefix}.exact_change": paired_difference(after, before, units, **sampling),
+        f"{prefix}.exact_change.p": paired_permutation_p(after, before, units, seed=seed),
+    }
+    return {key: figure for key, figure in figures.items() if figure.n}
 
 
 def with_answer_of(trace: Trace, donor: Trace) -> Trace:

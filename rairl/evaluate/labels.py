@@ -83,6 +83,11 @@ VARIANT_LABELS = {
     "boxed": "answer in a box",
     "asked": "another prompt",
 }
+HIDDEN_LABELS = {
+    "answer": "the answer hidden",
+    "result": "the answer and the last step's result hidden",
+}
+"""How much of the outcome a reward does not see: :data:`rairl.evaluate.audit.HIDDEN`."""
 CHECK_LABELS = {
     "shuffle.reward": "true order of steps over a shuffled one: reward",
     "shuffle.logprob": "true order of steps: SFT log-probability",

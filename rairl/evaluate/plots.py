@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rairl.stats import Estimate
+from rairl.stats import Estimate, Values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,13 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 """Okabe and Ito's palette, the yellow left out (unreadable on white)."""
 MARKERS = "osD^vP*X"
 _DPI = 110
+WINDOW = 9
+"""Iterations behind each point of a training curve."""
+BAND = (
+    f"Lines are means over the {WINDOW} iterations around each, bands their 95 % intervals (Student's t, as if "
+    "iterations were independent, which they aren't quite; none over less than three records), dots the records."
+)
+"""What a training curve shows, for its caption."""
 
 
 def _figure(
@@ -100,8 +107,13 @@ def _forest(
         )
     if reference is not None:
         axis.axvline(reference, color="#333333", linestyle="--", linewidth=1)
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    _lay_rows(axis, list(rows), label)
+
+
+def _lay_rows(axis: Axes, names: Sequence[str], label: str) -> None:
+    """One row per name, the first on top; ``label`` is the x axis's."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
     axis.set_xlabel(label)
 
@@ -131,10 +143,7 @@ def compared(series: Mapping[str, Mapping[str, Estimate]], path: Path, *, label:
             linewidth=1.3,
             label=name,
         )
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.grid(visible=False, axis="y")
-    axis.set_xlabel(label)
+    _lay_rows(axis, names, label)
     axis.legend(fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _save(figure, path)
 
@@ -245,7 +254,7 @@ def groups(
 
 
 def twin(rows: Sequence[Mapping[str, float]], left: tuple[str, str], right: tuple[str, str], path: Path) -> Path:
-    """Two quantities of a training history over ``step``, each with its own axis.
+    """Two quantities of a training history over ``step``, each with its own axis, drawn as :data:`BAND` says.
 
     Args:
         rows: one dict per record with ``step`` and path-like keys.
@@ -257,8 +266,7 @@ def twin(rows: Sequence[Mapping[str, float]], left: tuple[str, str], right: tupl
     second = first.twinx()
     second.spines[["top"]].set_visible(False)
     for axis, (key, label), colour, style in ((first, left, COLOURS[1], "-"), (second, right, COLOURS[0], "--")):
-        points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
-        axis.plot([x for x, _ in points], [y for _, y in points], style, color=colour, linewidth=1.5)
+        _trend(axis, rows, key, color=colour, linestyle=style, linewidth=1.5)
         axis.set_ylabel(label, color=colour)
         axis.tick_params(axis="y", labelcolor=colour)
     first.set_xlabel("iteration")
@@ -266,7 +274,7 @@ def twin(rows: Sequence[Mapping[str, float]], left: tuple[str, str], right: tupl
 
 
 def histories(rows: Sequence[Mapping[str, float]], path: Path, *, columns: int = 3) -> Path:
-    """Small multiples of a training history: one panel per quantity, over ``step``.
+    """Small multiples of a training history: one panel per quantity, over ``step``, drawn as :data:`BAND` says.
 
     Args:
         rows: one dict per record with ``step`` and path-like keys; a key need not be in every row. Keys that differ in
@@ -294,16 +302,53 @@ def history_panels(rows: Sequence[Mapping[str, float]]) -> dict[str, list[str]]:
     return panels
 
 
+def rolling(steps: Values, values: Values, width: int = WINDOW) -> np.ndarray:
+    """Means over a centred window, and their 95 % intervals by Student's t (independent, equally distributed values).
+
+    A trend within the window counts as spread and widens the interval; neighbours that resemble one another for other
+    reasons make it too narrow.
+
+    Args:
+        steps: ``(n,)``, the iterations that the values were recorded at.
+        values: ``(n,)``.
+        width: iterations in a window, odd; fewer at both ends.
+
+    Returns:
+        ``(3, n)``: mean, low, high; low and high are NaN where the window has less than three values.
+    """
+    from scipy.stats import t
+
+    at, array = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    rows = np.full((3, len(array)), np.nan)
+    for index, step in enumerate(at):
+        part = array[np.abs(at - step) <= width // 2]
+        rows[0, index] = part.mean()
+        if len(part) > 2:
+            reach = t.ppf(0.975, len(part) - 1) * part.std(ddof=1) / np.sqrt(len(part))
+            rows[1:, index] = part.mean() - reach, part.mean() + reach
+    return rows
+
+
+def _trend(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, *, color: str, **line: Any) -> None:
+    """One quantity of a history as :data:`BAND` says; ``line`` goes to the line of means."""
+    points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    mean, low, high = rolling(steps, values)
+    axis.plot(steps, mean, color=color, **line)
+    axis.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+    axis.plot(steps, values, ".", color=color, markersize=2, alpha=0.5)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _history_panel(axis: Axes, title: str, keys: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
     for index, key in enumerate(keys):
-        points = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
-        axis.plot(
-            [x for x, _ in points],
-            [y for _, y in points],
+        _trend(
+            axis,
+            rows,
+            key,
             color=COLOURS[index % len(COLOURS)],
             linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
             linewidth=1.2,

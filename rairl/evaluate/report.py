@@ -19,6 +19,7 @@ from rairl.evaluate.candidates import by_question
 from rairl.evaluate.labels import (
     AGGREGATOR_LABELS,
     CHECK_LABELS,
+    HIDDEN_LABELS,
     KIND_LABELS,
     LOCATOR_LABELS,
     POLICY_LABELS,
@@ -238,13 +239,18 @@ def _audit_claims(figures: Figures) -> list[Claim]:
                 falsification_verdict(auroc),
                 auroc,
                 "AUROC within question; .5 is chance",
-                f"{auroc.n} questions with right and wrong chains" if auroc.n else "there is no such split",
+                f"{auroc.n} questions with right and wrong chains" if auroc.n else "no question has both kinds",
                 signed=False,
             )
         )
     for name, text, meaning in (
         ("test.auroc_without_length", "The reward is more than length.", "AUROC within question, length removed"),
         ("shuffle.reward", "The reward sees the order of the steps.", "share preferring the true order"),
+        (
+            "outcome.result.auroc",
+            "The reward ranks right chains above wrong ones without seeing their outcome.",
+            "AUROC within question, answer and last result hidden",
+        ),
         ("swap.steps", "The reward sees the steps, not only the answer.", "share preferring right steps, same answer"),
         ("premise.reward", "The reward sees a wrong step behind a right answer.", "share preferring all steps right"),
         ("ngrams.reward", "The reward follows what a step says, not its n-grams.", "share preferring the right turn"),
@@ -305,6 +311,7 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
             _audit_splits(figures),
             _audit_length(figures),
             _audit_checks(figures),
+            _audit_outcome(figures),
             _audit_variants(figures),
             _audit_shaping(figures),
             _audit_choice(figures),
@@ -422,21 +429,25 @@ def _selectors(figures: Figures) -> Table:
 
 
 def _selector_gains(figures: Figures) -> Table:
-    rows = {name: f"reward − {label}" for name, label in SELECTOR_LABELS.items() if name not in ("reward", "oracle")}
-    columns = {}
-    for prefix, label in _pools(figures).items():
-        columns[f"{prefix}|"] = label
-        columns[f"{prefix}|.p"] = "p"
-    figures = adjusted(figures, [key.replace("|", f".reward-{name}") for key in columns for name in rows])
-    cells: dict[str, list[Cell]] = {
-        label: [_cell(figures, key.replace("|", f".reward-{name}")) for key in columns] for name, label in rows.items()
+    sets = {f"{prefix}.reward-{{}}": label for prefix, label in _pools(figures).items()}
+    rivals = {name: label for name, label in SELECTOR_LABELS.items() if name not in ("reward", "oracle")}
+    title = "What the reward adds to each baseline"
+    return _gains(figures, title, "Paired differences on the same questions", sets, rivals)
+
+
+def _gains(figures: Figures, title: str, what: str, sets: Mapping[str, str], rivals: Mapping[str, str]) -> Table:
+    """The reward minus each rival, its p-value beside it.
+
+    ``sets`` maps the name of a difference, ``{}`` in the rival's place, to the label of its column.
+    """
+    columns = {f"{name}{part}": words for name, label in sets.items() for part, words in (("", label), (".p", "p"))}
+    figures = adjusted(figures, [column.format(rival) for column in columns for rival in rivals])
+    rows = {
+        f"reward − {label}": [_cell(figures, column.format(rival)) for column in columns]
+        for rival, label in rivals.items()
     }
-    cells = {label: row for label, row in cells.items() if any(row)}
-    note = (
-        "Paired differences on the same questions; p by a two-sided permutation test, corrected by Holm for all of "
-        "this table."
-    )
-    return Table("What the reward adds to each baseline", note, list(columns.values()), cells)
+    note = f"{what}; p by a two-sided permutation test, corrected by Holm for all of this table."
+    return Table(title, note, list(columns.values()), {label: row for label, row in rows.items() if any(row)})
 
 
 def _ns(figures: Figures) -> list[int]:
@@ -501,21 +512,11 @@ def _selector_aurocs(figures: Figures) -> Table:
 
 
 def _locator_gains(figures: Figures) -> Table:
-    sets = {"": "natural errors"} | {f"{name}.": name for name in _labelled(figures)}
-    columns: dict[str, str] = {}
-    for prefix, label in sets.items():
-        columns |= {f"{prefix}|": label, f"{prefix}|.p": "p"}
-    rivals = {
-        name: f"reward − {label}"
-        for name, label in LOCATOR_LABELS.items()
-        if name != "reward" and not name.startswith("reward_")
-    }
-    names = {(row, key): "localise." + key.replace("|", f"reward-{row}.exact") for row in rivals for key in columns}
-    figures = adjusted(figures, list(names.values()))
-    cells = {label: [_cell(figures, names[row, key]) for key in columns] for row, label in rivals.items()}
-    note = "Exact first wrong step, paired on the same traces; p corrected by Holm for all of this table."
-    rows: dict[str, list[Cell]] = {label: row for label, row in cells.items() if any(row)}
-    return Table("What the reward adds to each locator", note, list(columns.values()), rows)
+    places = {"": "natural errors"} | {f"{name}.": name for name in _labelled(figures)}
+    sets = {f"localise.{prefix}reward-{{}}.exact": label for prefix, label in places.items()}
+    rivals = {name: label for name, label in LOCATOR_LABELS.items() if not name.startswith("reward")}
+    title = "What the reward adds to each locator"
+    return _gains(figures, title, "Exact first wrong step, paired on the same traces", sets, rivals)
 
 
 def _labelled(figures: Figures) -> list[str]:
@@ -572,8 +573,7 @@ def _windows(figures: Figures) -> Table:
 
 def _audit_splits(figures: Figures) -> Table:
     columns = {
-        "auroc": "reward", "auroc_without_answer": "reward, answer hidden",
-        "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
+        "auroc": "reward", "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
         "reward_right": "mean reward, right", "reward_wrong": "mean reward, wrong",
         "reward_gap": "reward gap, right − wrong",
     }  # fmt: skip
@@ -614,6 +614,21 @@ def _audit_checks(figures: Figures) -> Table:
         )
         note = note.format(*overlaps) + "pairs with the original."
     return _table(figures, "What moves the reward", note, {"": "share"}, CHECK_LABELS, "audit.{row}{column}")
+
+
+def _audit_outcome(figures: Figures) -> Table:
+    columns = {
+        f"{key}{part}": words.format(measure)
+        for key, measure in {"auroc": "AUROC", "exact": "first wrong step"}.items()
+        for part, words in {"_before": "{}, shown", "": "{}, hidden", "_change": "change", "_change.p": "p"}.items()
+    }
+    note = (
+        "The same candidates scored again, cut off behind their last step, or inside it before its result. Wrong ones "
+        "count where the wrong step can still be seen. A reward that reads the outcome instead of the reasoning falls "
+        "to .5, and no longer finds the step. Changes are paired; p corrected by Holm for all of this table."
+    )
+    figures = adjusted(figures, [f"audit.outcome.{row}.{column}" for row in HIDDEN_LABELS for column in columns])
+    return _table(figures, "The outcome hidden", note, columns, HIDDEN_LABELS, "audit.outcome.{row}.{column}")
 
 
 def _audit_variants(figures: Figures) -> Table:

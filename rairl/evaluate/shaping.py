@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def shaped(traces: Sequence[Trace], reads: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
@@ -40,3 +44,30 @@ def potential(problem: str, prefix: str, seed: int) -> float:
     """A standard normal number that belongs to a state."""
     key = hashlib.sha256(f"{seed}\n{problem}\n{prefix}".encode()).digest()
     return float(np.random.default_rng(int.from_bytes(key[:8], "big")).standard_normal())
+
+
+def learned_sums(terms: Tensor, trace: Tensor, discount: float) -> dict[str, list[float]]:
+    """What form ``airl`` learned, summed over each trace: the reward ``g``, and ``f`` with the shaping beside it.
+
+    ``f_k = g_k + discount * h_k - h_{k-1}`` (Fu et al. 2018, equation 4), h 0 before the first read and at the last
+    one. So with discount 1 both sums agree; with a smaller one they differ by (1 - discount) times the sum of h over
+    all reads but the last.
+
+    Args:
+        terms: g and h at every read, shape ``(R, 2)``.
+        trace: index of the trace each read belongs to, ascending from 0 without gaps, shape ``(R,)``.
+        discount: gamma.
+
+    Returns:
+        ``g`` and ``f``, one sum per trace each.
+    """
+    import torch
+
+    from rairl.learn.objectives import airl_logits
+
+    size = int(trace[-1]) + 1 if len(trace) else 0
+    shaped_terms = airl_logits(terms, trace, torch.zeros(len(trace)), discount)
+    return {
+        name: torch.zeros(size).index_add(0, trace, values).tolist()
+        for name, values in (("g", terms[:, 0]), ("f", shaped_terms))
+    }

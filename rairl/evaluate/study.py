@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from rairl.evaluate.audit import falsification_verdict
 from rairl.evaluate.labels import LOCATOR_LABELS, SELECTOR_LABELS, split_label
 from rairl.evaluate.questions import Table as Questions
 from rairl.evaluate.questions import read_questions
-from rairl.stats import Estimate, hierarchical_bootstrap, paired_permutation_p
+from rairl.stats import Estimate, hierarchical_bootstrap, holm, paired_permutation_p
 
 if TYPE_CHECKING:
     from rairl.study import Study
@@ -39,18 +39,27 @@ Key = tuple[str, str]
 
 
 class Cell(NamedTuple):
-    """A number of a table; a difference is shown with its sign and its p-value."""
+    """A number of a table; a difference is shown with its sign and its p-value.
+
+    Attributes:
+        figure: the number with its interval.
+        p: of the comparison by itself.
+        signed: whether the sign is shown.
+        corrected: the p-value for all comparisons of the table, shown instead, see :func:`corrected`.
+    """
 
     figure: Estimate
     p: float | None = None
     signed: bool = False
+    corrected: float | None = None
 
     def __str__(self) -> str:
         if not self.figure.n:
             return "–"
         value, low, high = (format(bound, "+.3f" if self.signed else ".3f") for bound in self.figure[:3])
         text = f"{value} [{low}, {high}]"
-        return text if self.p is None else f"{text}, p {'< 0.001' if self.p < 0.001 else f'= {self.p:.3f}'}"
+        p = self.p if self.corrected is None else self.corrected
+        return text if p is None else f"{text}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,25 @@ def tables(results: Results, variants: Sequence[str], baseline: str, n: int) -> 
         _falsification(results, order),
         _against(results, order, n),
     ]
-    return [table for table in found if table.rows]
+    return [corrected(table) for table in found if table.rows]
+
+
+def corrected(table: Table) -> Table:
+    """The table with its p-values corrected for their number (:func:`rairl.stats.holm`), and a note that says so."""
+    compared = [
+        (label, at, cell)
+        for label, row in table.rows.items()
+        for at, cell in enumerate(row)
+        if isinstance(cell, Cell) and cell.p is not None
+    ]
+    if len(compared) < 2:
+        return table
+    values = holm({str(number): cell.p for number, (_, _, cell) in enumerate(compared) if cell.p is not None})
+    rows = {label: list(row) for label, row in table.rows.items()}
+    for (label, at, cell), p in zip(compared, values.values(), strict=True):
+        rows[label][at] = cell._replace(corrected=p)
+    note = f"{table.note} p is corrected by Holm for the {len(compared)} comparisons of this table.".strip()
+    return replace(table, rows=rows, note=note)
 
 
 def temperatures(results: Results, variant: str) -> list[str]:
@@ -344,7 +371,8 @@ def _plain(cell: Cell | str | None) -> Any:
         return cell
     if not cell.figure.n:
         return None
-    return {**cell.figure._asdict(), **({} if cell.p is None else {"p": cell.p})}
+    p = {"p": cell.p, "p_corrected": cell.corrected}
+    return {**cell.figure._asdict(), **{name: value for name, value in p.items() if value is not None}}
 
 
 def _ratio(rows: Mapping[str, Sequence[float]]) -> float | None:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from rairl.evaluate import plots as draw
 from rairl.evaluate.audit import (
+    HIDDEN,
     answer_block,
     audited,
     falsification_verdict,
     lucky,
     mixed_sample,
+    outcome_figures,
     over_optimisation,
     preference,
     shuffled_pairs,
@@ -25,7 +27,6 @@ from rairl.evaluate.audit import (
     turned_pairs,
     variant_figures,
     with_answer_of,
-    without_answer,
 )
 from rairl.evaluate.candidates import (
     candidates_path,
@@ -43,7 +44,7 @@ from rairl.evaluate.probes import corrupted, originals
 from rairl.evaluate.questions import Table, write_questions
 from rairl.evaluate.rerank import AGGREGATORS, aggregate
 from rairl.evaluate.scores import Saved, read_scores
-from rairl.evaluate.shaping import shaped
+from rairl.evaluate.shaping import learned_sums, shaped
 from rairl.evaluate.training import powers_of_two
 from rairl.evaluate.variants import VARIANTS, overlap
 from rairl.params import Params
@@ -60,7 +61,7 @@ from rairl.stats import (
 
 if TYPE_CHECKING:
     from rairl.models.policy import LogProbs
-    from rairl.models.reward import RewardModel
+    from rairl.models.reward import RewardModel, Scores
     from rairl.traces import Trace
     from rairl.tracking import Run
 
@@ -86,7 +87,8 @@ def audit(
 
     Per split ``audit.<split>.<auroc|...>``, see :func:`rairl.evaluate.audit.split_figures`. On test:
 
-    - ``audit.test.auroc_without_answer``: text cut off after the last step (a sample, as it is scored anew);
+    - ``audit.outcome.<answer|result>.*``: with the outcome hidden, does it still tell right from wrong, and where
+      (:func:`rairl.evaluate.audit.outcome_figures`; a sample, as it is scored anew)?
     - ``audit.<shuffle|swap|premise|lucky|ngrams|style>.*``: shares of pairs in which the side that should win wins, .5
       is blind, the SFT policy's log-probability beside it where there is a choice;
     - ``audit.variant.<name>.*``: the same solutions in another form or wording (:mod:`rairl.evaluate.variants`);
@@ -144,7 +146,7 @@ class _Checks:
     def figures(self) -> dict[str, Estimate]:
         """All of them."""
         return {
-            **self._masked(),
+            **self._outcome(),
             **self._swapped(),
             **self._pairs(),
             **self._variants(),
@@ -155,7 +157,9 @@ class _Checks:
         }
 
     def _score(self, traces: Sequence[Trace]) -> list[float]:
-        reads = self.model.score(traces, progress=True)
+        return self._aggregated(self.model.score(traces, progress=True))
+
+    def _aggregated(self, reads: Sequence[Scores]) -> list[float]:
         return [aggregate(read.steps, read.last, self.model.calibration.aggregator) for read in reads]
 
     def _likelihoods(self, traces: Sequence[Trace]) -> list[float]:
@@ -167,13 +171,18 @@ class _Checks:
     def _sample(self) -> list[Trace]:
         return [self.traces[row] for row in mixed_sample(self.traces, MASKED)]
 
-    def _masked(self) -> dict[str, Estimate]:
-        if not all(answer_block(trace).strip() for trace in self.traces if trace.answer is not None):
-            return {}
-        some = self._sample()
-        masked = self._score([without_answer(trace) if trace.steps else trace for trace in some])
-        right = [bool(trace.correct) for trace in some]
-        return {"audit.test.auroc_without_answer": within_auroc(right, masked, questions(some), **self.sampling)}
+    def _outcome(self) -> dict[str, Estimate]:
+        figures: dict[str, Estimate] = {}
+        for name, hide in HIDDEN.items():
+            able = [trace for trace in self.traces if hide(trace) is not None]
+            some = [able[row] for row in mixed_sample(able, MASKED)]
+            cut = [shorter for trace in some if (shorter := hide(trace)) is not None]
+            reads = self.model.score(cut, progress=True)
+            scores = [self.score_of[trace.id] for trace in some], self._aggregated(reads)
+            steps = self.saved.steps(some), [read.steps for read in reads]
+            guesses = [[first_error(row, self.saved.locator) for row in rows] for rows in steps]
+            figures |= outcome_figures(name, some, scores, guesses, **self.sampling)
+        return figures
 
     def _swapped(self) -> dict[str, Estimate]:
         swaps = swapped_pairs(self.traces)
@@ -292,22 +301,12 @@ class _Checks:
             return {}
         import torch
 
-        from rairl.learn.objectives import airl_logits
-
         some = self._sample()
         if not some:
             return {}
         with torch.no_grad():
             reads = self.model.read(some)
-            terms = self.model.terms(reads).cpu()
-            zeros = torch.zeros(len(reads.trace))
-            sums = {
-                name: torch.zeros(len(some)).index_add(0, reads.trace, values).tolist()
-                for name, values in (
-                    ("g", terms[:, 0]),
-                    ("f", airl_logits(terms, reads.trace, zeros, self.model.params.discount)),
-                )
-            }
+            sums = learned_sums(self.model.terms(reads).cpu(), reads.trace, self.model.params.discount)
         right = [bool(trace.correct) for trace in some]
         figures = {
             f"audit.shaping.{name}.auroc": within_auroc(right, values, questions(some), **self.sampling)

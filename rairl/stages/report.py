@@ -95,9 +95,10 @@ def report(
 SECTIONS = {
     "training": (
         "Training a policy",
-        "Four policies answer the same questions: the base model, the one fine-tuned on the demonstrations (SFT), one "
-        "trained on whether its final answers are right (GRPO, an upper reference, since it sees the answers), and one "
-        "trained on the learned reward (R-AIRL).",
+        "The same questions for every policy: the base model, the one fine-tuned on the demonstrations (SFT, at its "
+        "best epoch and at its last), the peer that lends the reward its body, one trained on whether its final "
+        "answers are right (GRPO, an upper reference, since it sees them), and one trained on the learned reward "
+        "(R-AIRL).",
     ),
     "rerank": (
         "Picking among sampled answers",
@@ -203,15 +204,14 @@ def _histories(grpo: Path, rairl: Path, report: Path) -> list[dict[str, Any]]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows):
             raise RairlError(f"{path} must be a list of objects with 'step'; run its stage again")
         keys = ("reward/mean", "learned reward, mean"), ("rollout/correct", "share of right answers")
-        if all(any(key in row for row in rows) for key, _ in keys):
-            image = draw.twin(rows, *keys, report / f"goodhart_{folder.name}.png")
+        if folder == rairl and all(any(key in row for row in rows) for key, _ in keys):  # GRPO's reward is the truth
+            image = draw.twin(rows, *keys, report / "goodhart_rairl.png")
             caption = f"{label}: the learned reward beside the truth. Rising while answers get worse, it is hacked."
-            images.append({"uri": data_uri(image), "caption": caption, "wide": False})
+            images.append({"uri": data_uri(image), "caption": f"{caption} {draw.BAND}", "wide": False})
         if draw.history_panels(rows):
             image = draw.histories(rows, report / f"training_{folder.name}.png")
-            images.append(
-                {"uri": data_uri(image), "caption": f"{label}: the training run, step by step.", "wide": True}
-            )
+            caption = f"{label}: the training run, step by step. {draw.BAND}"
+            images.append({"uri": data_uri(image), "caption": caption, "wide": True})
     return images
 
 

@@ -1,0 +1,159 @@
+"""A user's own file of solved traces: in the project's format, or in one of the public labelled sets' as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rairl.answers import answers_match, extract_answer
+from rairl.datasets import labelled
+from rairl.datasets.logged import plain
+from rairl.errors import RairlError
+from rairl.segment import guess, segment
+from rairl.traces import Trace
+
+Row = dict[str, Any]
+
+
+class Own(NamedTuple):
+    """What was read.
+
+    Attributes:
+        path: the file.
+        form: the format it is in, a key of :data:`FORMATS`.
+        traces: the usable ones, with steps.
+        lines: the line of each, from 1.
+        left_out: file, line and reason of each line that was left out.
+    """
+
+    path: Path
+    form: str
+    traces: list[Trace]
+    lines: list[int]
+    left_out: list[str]
+
+
+def _rairl(row: Row, number: int) -> Trace:
+    """A row as docs/own-candidates.md has it; what is not given is filled in.
+
+    Steps are found in the text (by tags, numbers, lines or sentences), and so is the final answer; ``correct`` follows
+    from the answer where there is a ``gold``.
+    """
+    trace = Trace.from_json(row)
+    if not trace.text:
+        raise RairlError(f"field 'text': trace {trace.id!r} has no 'text' to score")
+    answer = trace.answer or extract_answer(trace.text)
+    judged = trace.correct
+    if judged is None and trace.gold is not None:
+        judged = answers_match(answer, trace.gold)
+    steps = trace.steps or segment(trace.text, guess(trace.text))
+    return replace(trace, steps=steps, answer=answer, correct=judged)
+
+
+FORMATS: dict[str, tuple[frozenset[str], Callable[[Row, int], Trace]]] = {
+    "mr_ben": (frozenset({"Model_Solution_Steps"}), labelled.mr_ben),
+    "bigbench_mistake": (frozenset({"mistake_index"}), labelled.bigbench_mistake),
+    "processbench": (frozenset({"label", "problem", "steps"}), labelled.processbench),
+    "rairl": (frozenset(), _rairl),
+}
+"""Name of a format to the fields that give it away (the first format whose fields are all there) and its reader."""
+
+
+def detect(row: Row) -> str:
+    """The format of a row, by its fields; ``rairl`` when they are no other's."""
+    return next(name for name, (fields, _) in FORMATS.items() if fields <= row.keys())
+
+
+def read_own(path: Path, *, form: str = "auto", skip_bad: bool = False) -> Own:
+    """Read solved traces.
+
+    Rows of the labelled sets are brought to the written form that the preset ``gsm8k-logged`` trains on and scores
+    (:func:`rairl.datasets.logged.plain`). A label that names no step is left out with a count, as it is there.
+
+    Args:
+        path: a JSON-lines file.
+        form: a key of :data:`FORMATS`, or ``auto``: by the fields of the first row.
+        skip_bad: leave malformed lines out instead of stopping at the first one.
+
+    Raises:
+        RairlError: naming file, line and field of the first malformed line; for an unknown format, a missing file, one
+            without usable rows, and ids that occur twice.
+    """
+    if form not in ("auto", *FORMATS):
+        raise RairlError(f"format {form!r} is unknown; it is auto or one of {', '.join(sorted(FORMATS))}")
+    own = Own(path, form, [], [], [])
+    seen: dict[str, int] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _object(line)
+            own = own if own.form != "auto" else own._replace(form=detect(row))
+            trace = FORMATS[own.form][1](row, number)
+            if trace.id in seen:
+                raise RairlError(
+                    f"field 'id': {trace.id!r} already occurs on line {seen[trace.id]}; ids must be unique"
+                )
+        except labelled.Unusable as reason:
+            own.left_out.append(f"{path}, line {number}: {reason}")
+            continue
+        except RairlError as error:
+            _refuse(own, number, error, skip_bad=skip_bad)
+            continue
+        seen[trace.id] = number
+        own.traces.append(trace if own.form == "rairl" else plain(trace))
+        own.lines.append(number)
+    return _some(own)
+
+
+def require(own: Own, check: Callable[[Trace], None], *, skip_bad: bool = False) -> Own:
+    """The traces that pass a check, which raises RairlError for those it refuses.
+
+    Raises:
+        RairlError: the first refusal, with file and line, unless ``skip_bad``; when nothing is left.
+    """
+    kept = own._replace(traces=[], lines=[], left_out=list(own.left_out))
+    for trace, number in zip(own.traces, own.lines, strict=True):
+        try:
+            check(trace)
+        except RairlError as error:
+            _refuse(kept, number, error, skip_bad=skip_bad)
+            continue
+        kept.traces.append(trace)
+        kept.lines.append(number)
+    return _some(kept)
+
+
+def _refuse(own: Own, number: int, error: RairlError, *, skip_bad: bool) -> None:
+    message = f"{own.path}, line {number}: {error}"
+    if not skip_bad:
+        raise RairlError(message) from error
+    own.left_out.append(message)
+
+
+def _some(own: Own) -> Own:
+    if not own.traces:
+        raise RairlError(f"{own.path} has no usable rows; at least one JSON object per line is needed")
+    return own
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise RairlError(f"{path} does not exist; check the path") from error
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise RairlError(f"{path} is not a UTF-8 text file: {error}") from error
+
+
+def _object(line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RairlError(f"not valid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RairlError(f"a JSON object is needed, not {type(row).__name__}")
+    return row

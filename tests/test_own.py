@@ -1,0 +1,102 @@
+"""A user's own file: which format it is in, what is read of it, and what is said of lines that can't be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_labelled import BIGBENCH, MR_BEN, PROCESSBENCH
+
+from rairl.datasets import labelled
+from rairl.datasets.logged import plain
+from rairl.errors import RairlError
+from rairl.evaluate.own import FORMATS, detect, read_own, require
+from rairl.traces import Trace
+
+OURS: dict[str, Any] = {"id": "a", "problem": "p", "text": "one\ntwo"}
+ROWS = {"rairl": OURS, "processbench": PROCESSBENCH, "mr_ben": MR_BEN, "bigbench_mistake": BIGBENCH}
+REAL = {
+    "processbench": "processbench/gsm8k.jsonl",
+    "mr_ben": "mr_ben/medicine.jsonl",
+    "bigbench_mistake": "bigbench_mistake/multistep_arithmetic.jsonl",
+}
+
+
+def write(folder: Path, *rows: Any) -> Path:
+    path = folder / "own.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_a_row_gives_its_format_away() -> None:
+    assert {name: detect(row) for name, row in ROWS.items()} == {name: name for name in FORMATS}
+    assert detect({**OURS, "steps": ["one"], "first_error": 0}) == "rairl"
+
+
+@pytest.mark.parametrize("name", ["processbench", "mr_ben", "bigbench_mistake"])
+def test_rows_of_the_public_sets_are_read_as_the_pipeline_reads_them(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, ROWS[name])
+    own = read_own(path)
+    assert (own.form, own.lines, own.left_out) == (name, [1], [])
+    assert own.traces == [plain(trace) for trace in labelled.load(path).traces]
+    assert own.traces == read_own(path, form=name).traces
+    assert labelled.load(path).name == name
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_files_are_read_as_they_are(shared_data: Path, name: str) -> None:
+    path = shared_data / REAL[name]
+    own, expected = read_own(path), labelled.load(path)
+    assert own.form == expected.name == name
+    assert own.traces == [plain(trace) for trace in expected.traces]
+    assert own.left_out == [f"{path}, {reason}" for reason in expected.left_out]
+    assert len(own.traces) == {"processbench": 400, "mr_ben": 826, "bigbench_mistake": 300}[name]
+
+
+def test_a_format_can_be_told_and_must_be_known(tmp_path: Path) -> None:
+    path = write(tmp_path, OURS)
+    assert read_own(path, form="rairl").form == "rairl"
+    with pytest.raises(RairlError, match=r"own\.jsonl, line 1: field 'steps' must be a non-empty list"):
+        read_own(path, form="processbench")
+    with pytest.raises(RairlError, match="format 'prm800k' is unknown; it is auto or one of bigbench_mistake, mr_ben"):
+        read_own(path, form="prm800k")
+
+
+def test_bad_lines_stop_or_are_left_out_with_their_number(tmp_path: Path) -> None:
+    path = write(tmp_path, PROCESSBENCH, "{", {**PROCESSBENCH, "id": "y", "label": 7}, PROCESSBENCH, "[1]", "")
+    with pytest.raises(RairlError, match=r"own\.jsonl, line 2: not valid JSON"):
+        read_own(path)
+    own = read_own(path, skip_bad=True)
+    assert (own.form, own.lines) == ("processbench", [1])
+    assert [message.split(": ")[0].split(", ")[1] for message in own.left_out] == [f"line {n}" for n in (2, 3, 4, 5)]
+    assert "'x-0' already occurs on line 1" in own.left_out[2]
+    with pytest.raises(RairlError, match="has no usable rows"):
+        read_own(write(tmp_path, "{"), skip_bad=True)
+    with pytest.raises(RairlError, match=r"absent\.jsonl does not exist"):
+        read_own(tmp_path / "absent.jsonl")
+    with pytest.raises(RairlError, match="is not a UTF-8 text file"):
+        read_own(tmp_path)
+
+
+def test_a_label_that_names_no_step_stops_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, MR_BEN, {**MR_BEN, "Sampled_Model": "n", "Model_Solution_First_Error_Step": "4"})
+    own = read_own(path)
+    assert own.lines == [1]
+    assert own.left_out == [f"{path}, line 2: label 4 names no step; the numbered steps are 1 to 3"]
+
+
+def test_what_fails_a_later_check_is_named_by_its_line(tmp_path: Path) -> None:
+    own = read_own(write(tmp_path, OURS, "", {**OURS, "id": "b"}))
+
+    def check(trace: Trace) -> None:
+        if trace.id == "b":
+            raise RairlError("too long")
+
+    with pytest.raises(RairlError, match=r"own\.jsonl, line 3: too long"):
+        require(own, check)
+    kept = require(own, check, skip_bad=True)
+    assert ([trace.id for trace in kept.traces], kept.lines) == (["a"], [1])
+    assert kept.left_out == [f"{own.path}, line 3: too long"]
+    assert own.left_out == []
