@@ -41,7 +41,9 @@ app.add_typer(pipeline_app, name="pipeline")
 
 PARAMS = Annotated[Path, typer.Option("--params", help="parameter file")]
 FILE = Annotated[Path, typer.Argument(help="traces as JSON lines; see docs/own-candidates.md", metavar="FILE.jsonl")]
-REWARD = Annotated[Path, typer.Option("--reward", help="folder of a reward model")]
+REWARD = Annotated[
+    str, typer.Option("--reward", help="folder, models:/name@alias in the registry, or owner/name@commit on the hub")
+]
 OUTPUT = Annotated[Path | None, typer.Option("--output", "-o", help="write JSON lines here instead of to the screen")]
 SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="report malformed lines and go on without them")]
 
@@ -205,6 +207,21 @@ def localise(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="folder, models:/name@alias, or owner/name@commit of the hub")],
+    folder: Annotated[Path, typer.Argument(help="the folder to make")],
+) -> None:
+    """Copy a reward model into a folder that needs nothing else: weights, tokenizer, parameters, calibration, card.
+
+    It is loaded once before the folder gets its name. Share it as it is, or upload it to the hub.
+    """
+    from rairl.models.folder import export as copy
+
+    copy(model, folder)
+    _say(f"wrote {folder}")
+
+
+@app.command()
 def summary(folder: Annotated[Path, typer.Option("--dir", help="folder of a finished run")] = Path(".")) -> None:
     """Print the headline figures of a finished run and where the report lies."""
     from rich.console import Console
@@ -255,7 +272,7 @@ def ui(
     os.execv(sys.executable, command)
 
 
-def _own(file: Path, reward: Path, skip_bad: bool) -> tuple[list[Trace], RewardModel]:
+def _own(file: Path, reward: str, skip_bad: bool) -> tuple[list[Trace], RewardModel]:
     """The file's traces and the model; the file is checked before the model is loaded, and its lengths after."""
     from rairl.evaluate.apply import read_own
 

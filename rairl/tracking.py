@@ -433,6 +433,50 @@ def promote(
     return verdict
 
 
+@contextmanager
+def open_store(root: Path = Path(".")) -> Iterator[MlflowClient]:
+    """A client of the tracking store for somebody who asks, not for a run: a store that is not there is an error.
+
+    Raises:
+        RairlError: when there is no store, or it refuses or does not answer what is asked inside the context.
+    """
+    uri = tracking_uri(root)
+    database = _database(uri)
+    if database is not None and not database.exists():
+        raise RairlError(f"{database} does not exist; name a run's folder with --dir, or set MLFLOW_TRACKING_URI")
+    try:
+        with _quiet(), _default_store(uri):
+            yield _connect(uri)
+    except RairlError:
+        raise
+    except Exception as error:  # MLflow and its stores raise anything
+        raise RairlError(f"MLflow at {uri}: {_reason(error)}") from error
+
+
+@contextmanager
+def registered_reward(name: str, root: Path = Path(".")) -> Iterator[Path]:
+    """The reward's folder inside a registered model, while it is being read.
+
+    Args:
+        name: ``models:/name@alias`` or ``models:/name/version``.
+        root: the project's folder, home of the default store.
+
+    Raises:
+        RairlError: when the registry has no such model, or it holds no reward.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        with open_store(root):
+            from mlflow.artifacts import download_artifacts
+            from mlflow.models import Model
+
+            place = Path(download_artifacts(artifact_uri=name, dst_path=scratch))
+            flavor = Model.load(str(place)).flavors.get("python_function", {})
+        found = flavor.get("artifacts", {}).get("reward")
+        if found is None:
+            raise RairlError(f"{name} is registered but was not made by rairl; `rairl registry list` shows what was")
+        yield place / found["path"]
+
+
 def _versions(client: MlflowClient, variants: Sequence[Params], tags: Mapping[str, str]) -> list[ModelVersion]:
     """The registered rewards of runs: same parameters (of one of them), commit and data."""
     found: list[ModelVersion] = []
