@@ -38,6 +38,8 @@ app = typer.Typer(
 stage_app = typer.Typer(no_args_is_help=True, help="Run one stage; its inputs and outputs have default places.")
 app.add_typer(stage_app, name="stage")
 app.add_typer(pipeline_app, name="pipeline")
+registry_app = typer.Typer(no_args_is_help=True, help="The registered reward models: look at them, compare, promote.")
+app.add_typer(registry_app, name="registry")
 
 PARAMS = Annotated[Path, typer.Option("--params", help="parameter file")]
 FILE = Annotated[Path, typer.Argument(help="traces as JSON lines; see docs/own-candidates.md", metavar="FILE.jsonl")]
@@ -46,6 +48,9 @@ REWARD = Annotated[
 ]
 OUTPUT = Annotated[Path | None, typer.Option("--output", "-o", help="write JSON lines here instead of to the screen")]
 SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="report malformed lines and go on without them")]
+
+STORE = Annotated[Path, typer.Option("--dir", help="folder of a run, if MLFLOW_TRACKING_URI names no server")]
+NAME = Annotated[str, typer.Option("--name", help="tracking.registered_model of the parameters")]
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -250,6 +255,58 @@ def promote(
     if not card.is_file():
         raise RairlError(f"{card} does not exist; name the folder of a finished run with --dir")
     print(decide([load_params(params)], data=data_tag(card), criterion=CRITERION, root=folder).text)
+
+
+@registry_app.command("list")
+def registry_list(name: NAME = "rairl-reward", folder: STORE = Path(".")) -> None:
+    """All versions, newest first: alias, dev score, training step, data version, digest of the parameters, commit."""
+    from rich.console import Console
+
+    from rairl.registry import read_versions, versions_table
+
+    Console().print(versions_table(read_versions(name, folder)))
+
+
+@registry_app.command("show")
+def registry_show(
+    which: Annotated[str, typer.Argument(help="version or alias", metavar="VERSION")] = "champion",
+    name: NAME = "rairl-reward",
+    folder: STORE = Path("."),
+) -> None:
+    """All that is known of one version: where it comes from, its dev scores, every parameter."""
+    from rairl.registry import description, find, read_versions
+
+    print(description(find(read_versions(name, folder), which)))
+
+
+@registry_app.command("diff")
+def registry_diff(
+    first: Annotated[str, typer.Argument(help="version or alias")],
+    second: Annotated[str, typer.Argument(help="version or alias")],
+    name: NAME = "rairl-reward",
+    folder: STORE = Path("."),
+) -> None:
+    """What tells two versions apart: data, commit, step, parameters and dev scores that differ."""
+    from rairl.registry import difference, find, read_versions
+
+    versions = read_versions(name, folder)
+    rows = difference(find(versions, first), find(versions, second))
+    print("\n".join(f"{key}: {old} -> {new}" for key, (old, new) in rows.items()) or "no difference")
+
+
+@registry_app.command("promote")
+def registry_promote(
+    which: Annotated[str, typer.Argument(help="version or alias", metavar="VERSION")],
+    name: NAME = "rairl-reward",
+    folder: STORE = Path("."),
+) -> None:
+    """Make this version champion if it beats the present one on dev (`rairl promote` looks for a run's best itself)."""
+    from rairl.evaluate.calibrate import CRITERION
+    from rairl.registry import find, read_versions
+    from rairl.tracking import promote_version
+
+    version = find(read_versions(name, folder), which).number
+    print(promote_version(name, version, criterion=CRITERION, root=folder).text)
 
 
 @app.command()

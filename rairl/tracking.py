@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 CHAMPION = "champion"
 """Registry alias of the best reward model by a dev criterion."""
 
+CANDIDATE = "candidate"
+"""Registry alias of the version that was last compared with the champion, whether it won or not."""
+
 _FLUSH_SECONDS = 10.0
 _RETRY_SECONDS = 60.0  # doubles with each failure: a server that hangs costs its timeout at every attempt
 _BATCH = 1000  # most metrics that one MLflow request takes
@@ -487,6 +490,19 @@ def _versions(client: MlflowClient, variants: Sequence[Params], tags: Mapping[st
     return found
 
 
+def promote_version(name: str, version: int, *, criterion: str, root: Path = Path(".")) -> Verdict:
+    """Let one registered version compete with the present champion, by the rules of :func:`promote`.
+
+    Raises:
+        RairlError: when MLflow can't be reached, or the version is not there or has no value of the criterion.
+    """
+    with open_store(root) as client:
+        verdict = _crown(client, name, [client.get_model_version(name, str(version))], criterion, True)
+    if not verdict.version:
+        raise RairlError(f"version {version} of {name} has no {metric_name(criterion)!r}, by which champions compare")
+    return verdict
+
+
 def _crown(
     client: MlflowClient, name: str, versions: Sequence[ModelVersion], criterion: str, higher_is_better: bool
 ) -> Verdict:
@@ -497,6 +513,7 @@ def _crown(
         return Verdict(False, "", math.nan, text)
     best = max(scored, key=lambda version: (sign * _score(version, criterion), int(version.version)))
     value = _score(best, criterion)
+    client.set_registered_model_alias(name, CANDIDATE, best.version)
     alias = client.get_registered_model(name).aliases.get(CHAMPION)
     if alias is not None and str(alias) != str(best.version):
         holder = client.get_model_version(name, str(alias))
