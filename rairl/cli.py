@@ -180,6 +180,7 @@ def localise(
     reward: REWARD,
     output: OUTPUT = None,
     html: Annotated[Path | None, typer.Option(help="write the traces as a page to look at, too")] = None,
+    labels: Annotated[Path | None, typer.Option(help="true first errors, as `rairl view` lets a reviewer give")] = None,
     skip_bad: SKIP_BAD = False,
 ) -> None:
     """Point at the first wrong step of your own traces: one row each.
@@ -188,10 +189,12 @@ def localise(
     score falls below the threshold that was chosen on held-out expert traces. Both count from 0. Where "first_error"
     (or "labelled" without one) is given, how often they are right is printed at the end.
     """
-    from rairl.evaluate.apply import localise_rows, location_figures, traces_page
+    from rairl.evaluate.apply import localise_rows, location_figures, traces_page, with_labels
     from rairl.evaluate.labels import LOCATOR_LABELS
 
     traces, model = _own(file, reward, skip_bad)
+    if labels is not None:
+        traces = with_labels(traces, labels)
     rows = list(localise_rows(traces, model))
     _write(rows, output)
     if html is not None:
@@ -209,6 +212,25 @@ def localise(
         found = [f"{words} {figures[f'{name}.{key}']}" for key, words in parts.items() if f"{name}.{key}" in figures]
         if found:
             _say(f"with and without an error, {name}: {', '.join(found)}")
+
+
+@app.command()
+def view(
+    file: FILE,
+    reward: REWARD,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the page to write")] = Path("review.html"),
+    skip_bad: SKIP_BAD = False,
+) -> None:
+    """Write a page on which an expert reviews your traces: one HTML file, which works without a network.
+
+    Each step is coloured by its reward, the suspected one marked, other solutions of the problem beside it. The
+    reviewer marks the true first wrong step, adds a comment, and downloads the labels for `rairl localise --labels`.
+    """
+    from rairl.evaluate.apply import localise_rows, traces_page
+
+    traces, model = _own(file, reward, skip_bad)
+    rows = list(localise_rows(traces, model))
+    _write_text(output, traces_page(traces, rows, model.calibration.locator, file.name, review=True))
 
 
 @app.command()
