@@ -138,6 +138,37 @@ def params(
 
 
 @app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="demonstrations as JSON lines", metavar="DEMOS.jsonl")],
+    base: Annotated[Path | None, typer.Option(help="folder of the base model, to count in its tokens")] = None,
+    split: Annotated[Path | None, typer.Option(help="divide the usable rows into demos, prompts, dev and test")] = None,
+) -> None:
+    """Explain what your demonstrations are like and what is wrong with them; print the parameters they need.
+
+    Ends with 1 if a line would stop `prepare`. See docs/own-demonstrations.md.
+    """
+    from rairl.check import check as look
+    from rairl.check import section
+    from rairl.check import split as divide
+
+    found = look(file, base)
+    print(f"{file}: {found.facts[0]}", *(f"  {fact}" for fact in found.facts[1:]), sep="\n")
+    for title, lines in {"look at": found.problems, "`prepare` would stop at": found.refused}.items():
+        if lines:
+            print(f"{title}:", *(f"  - {line}" for line in lines[:20]), sep="\n")
+            if len(lines) > 20:
+                print(f"  - and {len(lines) - 20} more")
+    if found.traces:
+        if split is not None:
+            counts = divide(found, split)
+            print(f"wrote {split}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+        missing = "" if split is not None else " (--split FOLDER makes the other three files of this one)"
+        print(f"put this into a copy of params.yaml{missing}:", section(found, file, split), sep="\n")
+    if found.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
 def score(file: FILE, reward: REWARD, output: OUTPUT = None, skip_bad: SKIP_BAD = False) -> None:
     """Score your own traces: one row each with the trace's score and a score per step.
 
