@@ -15,9 +15,9 @@ CARD = "README.md"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", CARD]
 """What a reward's folder is made of; nothing else is fetched from the hub."""
 _DEV = {
-    "dev/score": "mean of the comparisons below; it chose this checkpoint",
-    "dev/prefers_corrupted": "an expert trace scores above its own corruption",
-    "dev/auroc": "a right sample scores above a wrong one of the same problem",
+    "dev/score": "mean of dev/prefers_corrupted and dev/auroc; it chose this checkpoint",
+    "dev/prefers_corrupted": "an expert trace scores above its own corruption (chance 0.5)",
+    "dev/auroc": "a right sample scores above a wrong one of the same problem (chance 0.5)",
     "dev/exact": "first wrong step found, in corrupted expert traces",
     "dev/exact_rollouts": "first wrong step found, in wrong samples (where they part from the expert)",
 }
@@ -194,7 +194,7 @@ def _dev_section(dev: Mapping[str, Any]) -> list[str]:
     if not dev:
         return [*lines, "Not known.", ""]
     lines += [f"At step {dev['step']} of training; chosen on these data, so expect a little less elsewhere.", ""]
-    lines += ["| score | value | meaning (chance is 0.5 for the first three) |", "|---|---|---|"]
+    lines += ["| score | value | meaning |", "|---|---|---|"]
     return [
         *lines,
         *(f"| {name} | {value:.3f} | {_DEV.get(name, '')} |" for name, value in dev["scores"].items()),
