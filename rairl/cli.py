@@ -38,10 +38,14 @@ app = typer.Typer(
 stage_app = typer.Typer(no_args_is_help=True, help="Run one stage; its inputs and outputs have default places.")
 app.add_typer(stage_app, name="stage")
 app.add_typer(pipeline_app, name="pipeline")
+registry_app = typer.Typer(no_args_is_help=True, help="The registered reward models: look at them, compare, promote.")
+app.add_typer(registry_app, name="registry")
 
 PARAMS = Annotated[Path, typer.Option("--params", help="parameter file")]
 FILE = Annotated[Path, typer.Argument(help="traces as JSON lines; see docs/own-candidates.md", metavar="FILE.jsonl")]
-REWARD = Annotated[Path, typer.Option("--reward", help="folder of a reward model")]
+REWARD = Annotated[
+    str, typer.Option("--reward", help="folder, models:/name@alias in the registry, or owner/name@commit on the hub")
+]
 OUTPUT = Annotated[Path | None, typer.Option("--output", "-o", help="write JSON lines here instead of to the screen")]
 FORMAT = Annotated[
     str,
@@ -50,6 +54,9 @@ FORMAT = Annotated[
     ),
 ]
 SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="report malformed lines and go on without them")]
+
+STORE = Annotated[Path, typer.Option("--dir", help="folder of a run, if MLFLOW_TRACKING_URI names no server")]
+NAME = Annotated[str, typer.Option("--name", help="tracking.registered_model of the parameters")]
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -137,6 +144,37 @@ def params(
 
 
 @app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="demonstrations as JSON lines", metavar="DEMOS.jsonl")],
+    base: Annotated[Path | None, typer.Option(help="folder of the base model, to count in its tokens")] = None,
+    split: Annotated[Path | None, typer.Option(help="divide the usable rows into demos, prompts, dev and test")] = None,
+) -> None:
+    """Explain what your demonstrations are like and what is wrong with them; print the parameters they need.
+
+    Ends with 1 if a line would stop `prepare`. See docs/own-demonstrations.md.
+    """
+    from rairl.check import check as look
+    from rairl.check import section
+    from rairl.check import split as divide
+
+    found = look(file, base)
+    print(f"{file}: {found.facts[0]}", *(f"  {fact}" for fact in found.facts[1:]), sep="\n")
+    for title, lines in {"look at": found.problems, "`prepare` would stop at": found.refused}.items():
+        if lines:
+            print(f"{title}:", *(f"  - {line}" for line in lines[:20]), sep="\n")
+            if len(lines) > 20:
+                print(f"  - and {len(lines) - 20} more")
+    if found.traces:
+        if split is not None:
+            counts = divide(found, split)
+            print(f"wrote {split}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+        missing = "" if split is not None else " (--split FOLDER makes the other three files of this one)"
+        print(f"put this into a copy of params.yaml{missing}:", section(found, file, split), sep="\n")
+    if found.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
 def score(file: FILE, reward: REWARD, output: OUTPUT = None, form: FORMAT = "auto", skip_bad: SKIP_BAD = False) -> None:
     """Score your own traces: one row each with the trace's score and a score per step.
 
@@ -183,6 +221,7 @@ def localise(
     output: OUTPUT = None,
     html: Annotated[Path | None, typer.Option(help="write the traces as a page to look at, too")] = None,
     form: FORMAT = "auto",
+    labels: Annotated[Path | None, typer.Option(help="true first errors, as `rairl view` lets a reviewer give")] = None,
     skip_bad: SKIP_BAD = False,
 ) -> None:
     """Point at the first wrong step of your own traces: one row each.
@@ -191,10 +230,12 @@ def localise(
     score falls below the threshold that was chosen on held-out expert traces. Both count from 0. Where "first_error"
     (or "labelled" without one) is given, how often they are right is printed at the end.
     """
-    from rairl.evaluate.apply import localise_rows, location_figures, traces_page
+    from rairl.evaluate.apply import localise_rows, location_figures, traces_page, with_labels
     from rairl.evaluate.labels import LOCATOR_LABELS
 
     traces, model = _own(file, reward, form, skip_bad)
+    if labels is not None:
+        traces = with_labels(traces, labels)
     rows = list(localise_rows(traces, model))
     _write(rows, output)
     if html is not None:
@@ -212,6 +253,40 @@ def localise(
         found = [f"{words} {figures[f'{name}.{key}']}" for key, words in parts.items() if f"{name}.{key}" in figures]
         if found:
             _say(f"with and without an error, {name}: {', '.join(found)}")
+
+
+@app.command()
+def view(
+    file: FILE,
+    reward: REWARD,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the page to write")] = Path("review.html"),
+    skip_bad: SKIP_BAD = False,
+) -> None:
+    """Write a page on which an expert reviews your traces: one HTML file, which works without a network.
+
+    Each step is coloured by its reward, the suspected one marked, other solutions of the problem beside it. The
+    reviewer marks the true first wrong step, adds a comment, and downloads the labels for `rairl localise --labels`.
+    """
+    from rairl.evaluate.apply import localise_rows, traces_page
+
+    traces, model = _own(file, reward, skip_bad)
+    rows = list(localise_rows(traces, model))
+    _write_text(output, traces_page(traces, rows, model.calibration.locator, file.name, review=True))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="folder, models:/name@alias, or owner/name@commit of the hub")],
+    folder: Annotated[Path, typer.Argument(help="the folder to make")],
+) -> None:
+    """Copy a reward model into a folder that needs nothing else: weights, tokenizer, parameters, calibration, card.
+
+    It is loaded once before the folder gets its name. Share it as it is, or upload it to the hub.
+    """
+    from rairl.models.folder import export as copy
+
+    copy(model, folder)
+    _say(f"wrote {folder}")
 
 
 @app.command()
@@ -245,6 +320,58 @@ def promote(
     print(decide([load_params(params)], data=data_tag(card), criterion=CRITERION, root=folder).text)
 
 
+@registry_app.command("list")
+def registry_list(name: NAME = "rairl-reward", folder: STORE = Path(".")) -> None:
+    """All versions, newest first: alias, dev score, training step, data version, digest of the parameters, commit."""
+    from rich.console import Console
+
+    from rairl.registry import read_versions, versions_table
+
+    Console().print(versions_table(read_versions(name, folder)))
+
+
+@registry_app.command("show")
+def registry_show(
+    which: Annotated[str, typer.Argument(help="version or alias", metavar="VERSION")] = "champion",
+    name: NAME = "rairl-reward",
+    folder: STORE = Path("."),
+) -> None:
+    """All that is known of one version: where it comes from, its dev scores, every parameter."""
+    from rairl.registry import description, find, read_versions
+
+    print(description(find(read_versions(name, folder), which)))
+
+
+@registry_app.command("diff")
+def registry_diff(
+    first: Annotated[str, typer.Argument(help="version or alias")],
+    second: Annotated[str, typer.Argument(help="version or alias")],
+    name: NAME = "rairl-reward",
+    folder: STORE = Path("."),
+) -> None:
+    """What tells two versions apart: data, commit, step, parameters and dev scores that differ."""
+    from rairl.registry import difference, find, read_versions
+
+    versions = read_versions(name, folder)
+    rows = difference(find(versions, first), find(versions, second))
+    print("\n".join(f"{key}: {old} -> {new}" for key, (old, new) in rows.items()) or "no difference")
+
+
+@registry_app.command("promote")
+def registry_promote(
+    which: Annotated[str, typer.Argument(help="version or alias", metavar="VERSION")],
+    name: NAME = "rairl-reward",
+    folder: STORE = Path("."),
+) -> None:
+    """Make this version champion if it beats the present one on dev (`rairl promote` looks for a run's best itself)."""
+    from rairl.evaluate.calibrate import CRITERION
+    from rairl.registry import find, read_versions
+    from rairl.tracking import promote_version
+
+    version = find(read_versions(name, folder), which).number
+    print(promote_version(name, version, criterion=CRITERION, root=folder).text)
+
+
 @app.command()
 def ui(
     folder: Annotated[Path, typer.Option("--dir", help="folder of a run")] = Path("."),
@@ -265,7 +392,7 @@ def ui(
     os.execv(sys.executable, command)
 
 
-def _own(file: Path, reward: Path, form: str, skip_bad: bool) -> tuple[list[Trace], RewardModel]:
+def _own(file: Path, reward: str, form: str, skip_bad: bool) -> tuple[list[Trace], RewardModel]:
     """The file's traces and the model; the file is checked before the model is loaded, and its lengths after."""
     from rairl.evaluate.own import read_own, require
 

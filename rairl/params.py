@@ -51,7 +51,8 @@ class LoggedDataset(Section):
     revision: str | None = Field(default=None, description="pinned revision when `demos` is a hub id")
     logged: str = Field(description="file of model solutions, several per question, correctness known")
     labelled: list[str] = Field(
-        default=[], description="files with human first-error labels (ProcessBench, MR-Ben or BIG-Bench-Mistake format)"
+        default=[],
+        description="files with human first-error labels: ProcessBench, MR-Ben, BIG-Bench-Mistake, or of `rairl view`",
     )
     dev: PositiveInt = Field(description="expert traces kept out of training; every choice is made on them")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(

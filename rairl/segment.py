@@ -37,7 +37,7 @@ def segment(text: str, how: How) -> tuple[Step, ...]:
 
 def guess(text: str) -> How:
     """How the steps of ``text`` are marked: by tags, else by numbers, else by lines, else one sentence each."""
-    if "<think>" in text:
+    if "<think>" in text or "<answer>" in text:
         return "tags"
     if sum(NUMBERED.match(line) is not None for line in text.splitlines()) >= 2:
         return "numbered"

@@ -2,23 +2,29 @@
 
 A request is a problem and its solution, as text, as steps, or both; the reply holds a score per step, one for the
 trace, and the first wrong step. ``rairl/serve_model.py`` is what MLflow executes when it loads a registered model.
+
+Other libraries are served, too: :func:`reward_function` is a reward for TRL's trainers, :func:`guided_decode` lets the
+reward choose among continuations while transformers generates.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rairl.answers import extract_answer
 from rairl.errors import RairlError
 from rairl.traces import Step, Trace, locate_steps
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rairl.models.reward import RewardModel
 
@@ -112,6 +118,116 @@ def judge(model: RewardModel, traces: Sequence[Trace]) -> list[Verdict]:
             )
         )
     return verdicts
+
+
+def reward_function(model: RewardModel) -> Callable[..., list[float]]:
+    """The reward as ``GRPOTrainer(reward_funcs=...)`` of TRL takes it: one score per completion.
+
+    The score is the one that was chosen on dev. It compares completions of one prompt, as GRPO does; its height means
+    nothing across prompts. Prompts and completions may be texts or conversations; of a prompt the last message is
+    the problem, as it stands, without a system message.
+
+    Args:
+        model: in evaluation mode; it learns nothing here.
+    """
+
+    def rairl_reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        pairs = zip(prompts, completions, strict=True)
+        traces = [_written(_content(prompt), _content(text), str(at)) for at, (prompt, text) in enumerate(pairs)]
+        return [verdict.score for verdict in judge(model, traces)]
+
+    return rairl_reward
+
+
+def _content(message: Any) -> str:
+    """The text of a prompt or completion, which may be a conversation.
+
+    Raises:
+        RairlError: when the last message holds something other than text.
+    """
+    content = message if isinstance(message, str) else message[-1]["content"]
+    if not isinstance(content, str):
+        raise RairlError(f"a reward reads text, not a message of {type(content).__name__}")
+    return content
+
+
+def _written(problem: str, text: str, key: str) -> Trace:
+    """A completion as a policy wrote it, with the steps that it shows; an empty one is a blank line."""
+    from rairl.segment import guess, segment
+
+    return Trace(id=key, problem=problem, text=text or "\n", steps=segment(text, guess(text)))
+
+
+def guided_decode(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: RewardModel,
+    problem: str,
+    *,
+    k: int,
+    max_steps: int,
+    max_step_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Trace:
+    """Solve a problem step by step: sample ``k`` continuations up to the next line break, keep the best by reward.
+
+    It samples as many tokens as best-of-k does, but chooses at every step instead of once among whole solutions.
+
+    Args:
+        policy: any causal model of transformers.
+        tokenizer: the policy's; the reward reads text and has its own.
+        reward: scores the solution so far, by the aggregator that was chosen on dev.
+        max_steps: lines at most.
+        max_step_tokens: tokens of a line at most; a longer one goes on in the next round.
+        seed: equal arguments give equal solutions.
+
+    Returns:
+        The solution, with ``meta``: ``tokens`` sampled in all, and whether it is ``finished``.
+    """
+    import torch
+
+    from rairl.models.policy import render_prompt
+
+    prompt = tokenizer(render_prompt(tokenizer, problem), add_special_tokens=False)["input_ids"]
+    chosen: list[int] = []
+    sampled, finished = 0, False
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in range(max_steps):
+            ids = torch.tensor([prompt + chosen], device=policy.device)
+            rows = policy.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=temperature,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=k,
+                max_new_tokens=max_step_tokens,
+                stop_strings=["\n"],
+                tokenizer=tokenizer,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )[:, ids.shape[1] :].tolist()
+            steps = [_until_end(row, tokenizer) for row in rows]
+            sampled += sum(len(step) + ended for step, ended in steps)
+            texts = [tokenizer.decode(chosen + step, skip_special_tokens=False) for step, _ in steps]
+            scores = [verdict.score for verdict in judge(reward, [_written(problem, text, "0") for text in texts])]
+            step, finished = steps[max(range(k), key=scores.__getitem__)]
+            chosen = chosen + step
+            if finished:
+                break
+    trace = _written(problem, tokenizer.decode(chosen, skip_special_tokens=False), "0")
+    return replace(trace, answer=extract_answer(trace.text), meta={"tokens": sampled, "finished": finished})
+
+
+def _until_end(row: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], bool]:
+    """A generated row without its end token and padding (the same token in many models), and whether it has ended."""
+    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    end = next((at for at, token in enumerate(row) if token in stops), len(row))
+    line = "\n" in tokenizer.decode(row[:end], skip_special_tokens=False)
+    return row[:end], end < len(row) and row[end] == tokenizer.eos_token_id and not line
 
 
 def requirements() -> list[str]:

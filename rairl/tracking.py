@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 CHAMPION = "champion"
 """Registry alias of the best reward model by a dev criterion."""
 
+CANDIDATE = "candidate"
+"""Registry alias of the version that was last compared with the champion, whether it won or not."""
+
 _FLUSH_SECONDS = 10.0
 _RETRY_SECONDS = 60.0  # doubles with each failure: a server that hangs costs its timeout at every attempt
 _BATCH = 1000  # most metrics that one MLflow request takes
@@ -433,6 +436,50 @@ def promote(
     return verdict
 
 
+@contextmanager
+def open_store(root: Path = Path(".")) -> Iterator[MlflowClient]:
+    """A client of the tracking store for somebody who asks, not for a run: a store that is not there is an error.
+
+    Raises:
+        RairlError: when there is no store, or it refuses or does not answer what is asked inside the context.
+    """
+    uri = tracking_uri(root)
+    database = _database(uri)
+    if database is not None and not database.exists():
+        raise RairlError(f"{database} does not exist; name a run's folder with --dir, or set MLFLOW_TRACKING_URI")
+    try:
+        with _quiet(), _default_store(uri):
+            yield _connect(uri)
+    except RairlError:
+        raise
+    except Exception as error:  # MLflow and its stores raise anything
+        raise RairlError(f"MLflow at {uri}: {_reason(error)}") from error
+
+
+@contextmanager
+def registered_reward(name: str, root: Path = Path(".")) -> Iterator[Path]:
+    """The reward's folder inside a registered model, while it is being read.
+
+    Args:
+        name: ``models:/name@alias`` or ``models:/name/version``.
+        root: the project's folder, home of the default store.
+
+    Raises:
+        RairlError: when the registry has no such model, or it holds no reward.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        with open_store(root):
+            from mlflow.artifacts import download_artifacts
+            from mlflow.models import Model
+
+            place = Path(download_artifacts(artifact_uri=name, dst_path=scratch))
+            flavor = Model.load(str(place)).flavors.get("python_function", {})
+        found = flavor.get("artifacts", {}).get("reward")
+        if found is None:
+            raise RairlError(f"{name} is registered but was not made by rairl; `rairl registry list` shows what was")
+        yield place / found["path"]
+
+
 def _versions(client: MlflowClient, variants: Sequence[Params], tags: Mapping[str, str]) -> list[ModelVersion]:
     """The registered rewards of runs: same parameters (of one of them), commit and data."""
     found: list[ModelVersion] = []
@@ -441,6 +488,19 @@ def _versions(client: MlflowClient, variants: Sequence[Params], tags: Mapping[st
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
         found += client.search_model_versions(f"name = '{params.tracking.registered_model}' and {query}")
     return found
+
+
+def promote_version(name: str, version: int, *, criterion: str, root: Path = Path(".")) -> Verdict:
+    """Let one registered version compete with the present champion, by the rules of :func:`promote`.
+
+    Raises:
+        RairlError: when MLflow can't be reached, or the version is not there or has no value of the criterion.
+    """
+    with open_store(root) as client:
+        verdict = _crown(client, name, [client.get_model_version(name, str(version))], criterion, True)
+    if not verdict.version:
+        raise RairlError(f"version {version} of {name} has no {metric_name(criterion)!r}, by which champions compare")
+    return verdict
 
 
 def _crown(
@@ -453,6 +513,7 @@ def _crown(
         return Verdict(False, "", math.nan, text)
     best = max(scored, key=lambda version: (sign * _score(version, criterion), int(version.version)))
     value = _score(best, criterion)
+    client.set_registered_model_alias(name, CANDIDATE, best.version)
     alias = client.get_registered_model(name).aliases.get(CHAMPION)
     if alias is not None and str(alias) != str(best.version):
         holder = client.get_model_version(name, str(alias))

@@ -103,6 +103,19 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], change: dict[st
         load(tmp_path, row, {**row, "id": "x-2", "Sampled_Model": "n", **change})
 
 
+def test_labels_of_a_review_are_read_and_bare_comments_left_out(tmp_path: Path) -> None:
+    row = {"id": "a", "problem": "p", "text": "1 + 1 = 3\nso 3", "steps": [[0, 9], [10, 14]], "first_error": 0}
+    commented = {**row, "id": "b", "meta": {"comment": "hm"}}
+    del commented["first_error"]
+    found = load(tmp_path, row, {**row, "id": "c", "first_error": None, "labelled": True}, commented)
+    assert found.name == "review"
+    assert [(trace.id, trace.first_error, trace.labelled) for trace in found.traces] == [
+        ("a", 0, True),
+        ("c", None, True),
+    ]
+    assert found.left_out == ["line 3: no label, only a comment"]
+
+
 def test_ids_that_occur_twice_and_unknown_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RairlError, match="'x-0' occurs more than once"):
         load(tmp_path, PROCESSBENCH, PROCESSBENCH)

@@ -92,6 +92,7 @@ def test_tags(text: str, steps: list[str]) -> None:
     ("text", "how"),
     [
         ("<think>\na\n</think>", "tags"),
+        ("a\nb\n<answer>\n4\n</answer>", "tags"),  # the answer's block is no step, whoever left out the other one
         ("Step 1: a\nx\nStep 2: b", "numbered"),
         ("a\nb", "lines"),
         ("A. B. C is so. D is.", "sentences"),

@@ -30,7 +30,8 @@ class Unusable(Exception):
 
 
 def load(path: str | Path) -> Labelled:
-    """Read a labelled file in the ProcessBench, MR-Ben or BIG-Bench-Mistake format, told apart by the fields.
+    """Read a labelled file in the ProcessBench, MR-Ben or BIG-Bench-Mistake format, or of traces as `rairl view` gives
+    them to a reviewer to download; they are told apart by the fields.
 
     Raises:
         RairlError: naming file, line and field of a malformed row or of a label outside the steps; for a file in none
@@ -44,10 +45,12 @@ def load(path: str | Path) -> Labelled:
         name, reader = "bigbench_mistake", bigbench_mistake
     elif "label" in first and "problem" in first:
         name, reader = "processbench", processbench
+    elif "text" in first and "problem" in first:
+        name, reader = "review", review
     else:
         raise RairlError(
             f"{path}: not a labelled set; the ProcessBench format has the fields id, problem, steps, label and "
-            "final_answer_correct (MR-Ben and BIG-Bench-Mistake are read too)"
+            "final_answer_correct (MR-Ben, BIG-Bench-Mistake and the labels of `rairl view` are read too)"
         )
     return _read(path, rows, name, reader)
 
@@ -65,6 +68,18 @@ def _read(
             raise RairlError(f"{path}, line {number}: {error}") from error
     require_unique_ids(traces, str(path))
     return Labelled(name, traces, left_out)
+
+
+def review(row: dict[str, Any], number: int) -> Trace:
+    """A trace that a reviewer labelled.
+
+    Raises:
+        Unusable: when it has a comment but no label.
+    """
+    trace = Trace.from_json(row)
+    if not trace.labelled:
+        raise Unusable("no label, only a comment")
+    return trace
 
 
 def processbench(row: dict[str, Any], number: int) -> Trace:

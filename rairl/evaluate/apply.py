@@ -179,14 +179,56 @@ def location_figures(
     return {name.removeprefix("."): figure for name, figure in figures.items() if figure.n}
 
 
-def traces_page(traces: Sequence[Trace], rows: Sequence[Mapping[str, Any]], locator: str, title: str) -> str:
+def traces_page(
+    traces: Sequence[Trace], rows: Sequence[Mapping[str, Any]], locator: str, title: str, *, review: bool = False
+) -> str:
     """The traces as one self-contained HTML page to page through: each step coloured by its reward, the suspected and,
-    where it is known, the true first wrong step marked."""
+    where it is known, the true first wrong step marked.
+
+    Args:
+        rows: of :func:`localise_rows`.
+        review: let the reader mark the first wrong steps and download them as labels for :func:`with_labels`.
+    """
     from rairl.evaluate.report import every_row, render_traces
     from rairl.evaluate.scores import Saved
 
     saved = Saved(Path(title), locator, {row["id"]: dict(row) for row in rows})
-    return render_traces(title, every_row(traces, saved))
+    shown = every_row(traces, saved)
+    if review:
+        # Without meta, which is the file's own business and may be anything; the label is matched by id.
+        shown = [
+            {**row, "group": trace.question, "trace": replace(trace, meta={}).to_json()}
+            for row, trace in zip(shown, traces, strict=True)
+        ]
+    return render_traces(title, shown, review=review)
+
+
+def with_labels(traces: Sequence[Trace], path: Path) -> list[Trace]:
+    """The traces with the first wrong steps that a reviewer gave; a trace without a label keeps what it had.
+
+    Args:
+        path: a file of traces such as the review page's download; rows without a label are passed over.
+
+    Raises:
+        RairlError: when a label is for a trace that is not there, or for other steps than it has.
+    """
+    known = {trace.id: trace for trace in traces}
+    given: dict[str, Trace] = {}
+
+    def check(label: Trace) -> None:
+        trace = known.get(label.id)
+        if trace is None:
+            raise RairlError(f"field 'id': no trace {label.id!r} is in the file that the labels are for")
+        if (label.text, label.steps) != (trace.text, trace.steps):
+            raise RairlError(f"field 'steps': trace {label.id!r} was labelled with another text or other steps")
+        if label.labelled:
+            given[label.id] = label
+
+    read_traces(path, check=check)
+    return [
+        replace(trace, first_error=given[trace.id].first_error, labelled=True) if trace.id in given else trace
+        for trace in traces
+    ]
 
 
 def _scored(traces: Sequence[Trace], reward: RewardModel) -> Iterator[tuple[Trace, Scores]]:

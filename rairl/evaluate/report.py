@@ -7,6 +7,7 @@ the console.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -778,10 +779,17 @@ def render(context: Mapping[str, Any]) -> str:
     return _page("report.html", context)
 
 
-def render_traces(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A page with nothing but the viewer; ``rows`` of :func:`every_row`."""
+def render_traces(title: str, rows: Sequence[Mapping[str, Any]], *, review: bool = False) -> str:
+    """A page with nothing but the viewer; ``rows`` of :func:`every_row`.
+
+    Args:
+        review: let the reader mark the first wrong step of each trace; rows then need ``trace`` (as
+            ``Trace.to_json`` gives it) and ``group``.
+    """
     note = "Trust is what the locator compares: the lowest is where the reward points."
-    return _page("traces.html", {"title": title, "viewer": rows, "viewer_note": note})
+    # Marks are kept in the browser under this key: another file, or a changed one, starts without any.
+    key = hashlib.sha256(embed_json([row["trace"] for row in rows]).encode()).hexdigest()[:16] if review else ""
+    return _page("traces.html", {"title": title, "viewer": rows, "viewer_note": note, "review": key})
 
 
 def _page(template: str, context: Mapping[str, Any]) -> str:
@@ -792,6 +800,7 @@ def _page(template: str, context: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["cell"] = cell
+    context = {"review": "", **context}
     return environment.get_template(template).render(**context, viewer_json=Markup(embed_json(context["viewer"])))
 
 

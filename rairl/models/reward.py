@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
+from rairl.models.folder import require_reward, reward_folder
 from rairl.models.policy import (
     Encoded,
     SharedPrompts,
@@ -397,23 +398,25 @@ class RewardModel(nn.Module):
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> RewardModel:
-        """Load a folder written by :meth:`save_pretrained`, in evaluation mode.
+    def from_pretrained(cls, source: str | Path) -> RewardModel:
+        """Load what :meth:`save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            source: a folder, ``models:/name@alias`` in the MLflow registry, or ``owner/name@commit`` on the hub.
 
         Raises:
-            RairlError: when the folder is missing, is not a reward model, or has another layout version.
+            RairlError: when the source is missing, is not a reward model, or has another layout version.
         """
+        with reward_folder(source) as folder:
+            return cls._load(folder)
+
+    @classmethod
+    def _load(cls, folder: Path) -> RewardModel:
         from safetensors.torch import load_file
         from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
         quiet()
-        folder = Path(folder)
-        try:
-            card = json.loads((folder / "reward.json").read_text())
-        except FileNotFoundError as error:
-            raise RairlError(
-                f"{folder} holds no reward model (reward.json is missing); train one with `make repro`"
-            ) from error
+        card = require_reward(folder)
         if card.get("format") != FORMAT:
             raise RairlError(f"{folder}/reward.json has format {card.get('format')}, this version reads {FORMAT}")
         params = RewardParams(**card["params"])

@@ -259,6 +259,7 @@ class _Training:
         """Score the reward on dev, calibrate it there and save it; returns the scores."""
         from rairl.evaluate.calibrate import dev_scores
         from rairl.learn.distributed import by_first
+        from rairl.models.folder import write_card
 
         def keep() -> dict[str, float]:
             folder = self._checkpoint(step)
@@ -266,6 +267,7 @@ class _Training:
                 scores, self.model.calibration = dev_scores(self.model, self.dev)
                 self.model.save_pretrained(folder)
             write_scores(folder, step, scores)
+            write_card(folder, self.data / "card.json")
             return scores
 
         return by_first(keep)

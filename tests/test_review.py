@@ -1,0 +1,219 @@
+"""The review page as a reviewer uses it, in a real browser without a network, and what becomes of the labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import websocket
+
+from rairl.errors import RairlError
+from rairl.evaluate.apply import localise_rows, location_figures, traces_page, with_labels
+from rairl.models.reward import Calibration, Scores
+from rairl.traces import Trace, read_traces, write_traces
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+class Fixed:
+    """A reward that reads the scores out of the traces' meta."""
+
+    calibration = Calibration(aggregator="mean", locator="drop", threshold=-1.5)
+
+    def score(self, traces: list[Trace], *, progress: bool = False) -> list[Scores]:
+        return [Scores(np.array(trace.meta["reads"], dtype=float), trace.meta["reads"][-1]) for trace in traces]
+
+
+def solution(key: str, group: str, reads: list[float], **more: Any) -> Trace:
+    steps = [f"step {number} of {key}" for number in range(len(reads))]
+    return Trace.from_json(
+        {"id": key, "problem": f"problem {group}", "steps": steps, "group": group, "meta": {"reads": reads}, **more}
+    )
+
+
+@pytest.fixture
+def traces() -> list[Trace]:
+    """Two solutions of one problem and one of another; the reward suspects steps 2, 1 and 1."""
+    return [
+        solution("a1", "a", [1.0, 2.0, -3.0], gold="7", answer="8", correct=False),
+        solution("a2", "a", [1.0, -1.0, 0.0]),
+        solution("b1", "b", [0.5, 0.25], source="</script><b>odd</b>"),
+    ]
+
+
+@pytest.fixture
+def page(tmp_path: Path, traces: list[Trace]) -> Path:
+    rows = list(localise_rows(traces, Fixed()))  # type: ignore[arg-type]
+    path = tmp_path / "review.html"
+    path.write_text(traces_page(traces, rows, "drop", "mine.jsonl", review=True), encoding="utf-8")
+    return path
+
+
+# --- the browser ------------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """One tab of a headless Chromium, driven by its own protocol; pressed keys are real ones."""
+
+    def __init__(self, port: int, downloads: Path) -> None:
+        # Chromium lists the tab a moment after it opens the port.
+        for _ in range(100):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=5) as answer:
+                tabs = [tab for tab in json.load(answer) if tab["type"] == "page"]
+            if tabs:
+                break
+            time.sleep(0.1)
+        self.socket = websocket.create_connection(
+            tabs[0]["webSocketDebuggerUrl"], timeout=60, suppress_origin=True, skip_utf8_validation=True
+        )
+        self.number, self.problems = 0, list[str]()
+        self.call("Runtime.enable")
+        self.call("Network.enable")
+        self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self.number += 1
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
+        while True:
+            message = json.loads(self.socket.recv())
+            if message.get("method") == "Runtime.exceptionThrown":
+                self.problems.append(json.dumps(message["params"]))
+            if message.get("method") == "Network.requestWillBeSent":
+                address = message["params"]["request"]["url"]
+                if not address.startswith(("file:", "data:", "blob:")):
+                    self.problems.append(address)
+            if message.get("id") == self.number:
+                assert "error" not in message, message
+                return message["result"]
+
+    def open(self, path: Path) -> None:
+        self.call("Page.navigate", url=path.as_uri())
+        for _ in range(100):
+            if self.value("document.readyState") == "complete" and self.value("!!document.getElementById('trace')"):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"{path} did not open")
+
+    def value(self, code: str) -> Any:
+        return self.call("Runtime.evaluate", expression=code, returnByValue=True)["result"].get("value")
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+            for kind in ("keyDown", "keyUp"):
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else "")
+
+    def text(self, selector: str) -> str:
+        return self.value(f"document.querySelector({json.dumps(selector)}).innerText")
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    profile, downloads = tmp_path / "profile", tmp_path / "downloads"
+    downloads.mkdir()
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run", "about:blank"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    chosen = profile / "DevToolsActivePort"
+    try:
+        for _ in range(600):
+            if chosen.is_file() and chosen.read_text().strip():
+                break
+            time.sleep(0.1)
+        yield Browser(int(chosen.read_text().split()[0]), downloads)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@needs_browser
+def test_a_reviewer_pages_marks_downloads_and_the_labels_are_scored(
+    browser: Browser, page: Path, traces: list[Trace], tmp_path: Path
+) -> None:
+    browser.open(page)
+    assert browser.text("#position") == "1 of 3"
+    assert "problem a" in browser.text("#trace") and "reward points here" in browser.text("#trace li:nth-child(3)")
+    browser.press("h")
+    assert "reward" not in browser.text("#trace") and "Score" not in browser.text("#trace")
+    assert (
+        browser.value("getComputedStyle(document.querySelector('#trace li')).backgroundColor") == "rgb(255, 255, 255)"
+    )
+    browser.press("h")
+    assert "Score" in browser.text("#trace")
+    browser.press("ArrowDown", "Enter")
+    assert "you: first wrong step" in browser.text("#trace li:nth-child(2)")
+    browser.press("c")
+    assert browser.value("document.querySelectorAll('#trace ol').length") == 2
+    assert "step 0 of a2" in browser.text("#trace")
+    browser.press("ArrowRight", "n")
+    assert browser.value("document.getElementById('none').getAttribute('aria-pressed')") == "true"
+    browser.press("ArrowRight")
+    assert browser.text("#position") == "3 of 3"
+    assert "No other solution of this problem" in browser.text("#trace")
+    browser.value("document.querySelector('#trace li button').click()")  # the mouse does it, too
+    browser.press("u")
+    browser.value("document.getElementById('comment').focus()")
+    browser.press(*"née d")  # letters typed into the comment are no commands
+    assert browser.text("#marked") == "2 of 3 marked"
+
+    browser.open(page)  # closed and opened again: what was marked is still there
+    assert browser.text("#marked") == "2 of 3 marked"
+    browser.press("d")
+    labels = tmp_path / "downloads" / "mine.labels.jsonl"
+    for _ in range(100):
+        if labels.exists():
+            break
+        time.sleep(0.1)
+    assert browser.problems == []
+
+    given = {row.id: row for row in read_traces(labels)}
+    assert (given["a1"].first_error, given["a1"].labelled) == (1, True)
+    assert (given["a2"].first_error, given["a2"].labelled) == (None, True)
+    assert (given["b1"].labelled, given["b1"].meta) == (False, {"comment": "née d"})
+    judged = with_labels(traces, labels)
+    assert [trace.labelled for trace in judged] == [True, True, False]
+    figures = location_figures(judged, list(localise_rows(judged, Fixed())), "drop")  # type: ignore[arg-type]
+    assert (figures["reward.exact"].value, figures["reward.exact"].n) == (0.0, 1)  # it pointed at step 2
+
+
+@needs_browser
+def test_the_page_without_review_still_pages(browser: Browser, traces: list[Trace], tmp_path: Path) -> None:
+    rows = list(localise_rows(traces, Fixed()))  # type: ignore[arg-type]
+    path = tmp_path / "look.html"
+    path.write_text(traces_page(traces, rows, "drop", "mine.jsonl"), encoding="utf-8")
+    browser.open(path)
+    browser.value("document.getElementById('trace').focus()")
+    browser.press("ArrowRight", "ArrowRight")
+    assert browser.text("#position") == "3 of 3"
+    assert "written by </script><b>odd</b>" in browser.text("#trace")
+    assert browser.value("document.getElementById('download')") is None
+    assert browser.problems == []
+
+
+# --- the page and the labels without a browser ------------------------------------------------------------------------
+
+
+def test_the_page_needs_no_other_file(page: Path) -> None:
+    text = page.read_text()
+    assert "src=" not in text and "@import" not in text and "http" not in text.replace("http-equiv", "")
+    assert '"reads"' not in text  # meta stays out of it
+
+
+def test_labels_for_something_else_are_refused(traces: list[Trace], tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    write_traces(path, [solution("z", "a", [1.0])])
+    with pytest.raises(RairlError, match=r"labels\.jsonl, line 1: field 'id': no trace 'z'"):
+        with_labels(traces, path)
+    write_traces(path, [solution("b1", "b", [1.0])])
+    with pytest.raises(RairlError, match="'b1' was labelled with another text or other steps"):
+        with_labels(traces, path)
