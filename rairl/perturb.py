@@ -20,7 +20,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal, get_args
 
-from rairl.answers import NUMBER, answers_match, extract_answer, to_number
+from rairl.answers import NUMBER, answers_match, read_answer, to_number
 from rairl.segment import pieces
 from rairl.traces import Step, Trace
 
@@ -471,7 +471,7 @@ def _reassembled(trace: Trace, kind: Kind, parts: Sequence[str], index: int) -> 
 
 def _judged(trace: Trace, kind: Kind, text: str, steps: Sequence[Step], first_error: int | None) -> Trace:
     """The corrupted trace with what is now known about it; nothing else that was known of the original survives."""
-    answer = extract_answer(text)
+    answer = read_answer(text, trace.problem)
     reference = trace.gold or trace.answer
     return replace(
         trace,

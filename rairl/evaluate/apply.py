@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rairl.answers import answers_match, extract_answer, normalise_answer
+from rairl.answers import answers_match, normalise_answer, read_answer
 from rairl.errors import RairlError
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.localise import (
@@ -61,7 +61,7 @@ def read_own(
 
 
 def _completed(trace: Trace) -> Trace:
-    answer = trace.answer or extract_answer(trace.text)
+    answer = trace.answer or read_answer(trace.text, trace.problem)
     judged = trace.correct
     if judged is None and trace.gold is not None:
         judged = answers_match(answer, trace.gold)
