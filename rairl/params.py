@@ -155,6 +155,12 @@ class SftParams(Section):
     )
     batch_size: PositiveInt
     learning_rate: PositiveFloat
+    train: Literal["full", "lora"] = Field(
+        default="full", description="'full': all weights learn; 'lora': low-rank adapters do, folded in at the end"
+    )
+    lora_rank: PositiveInt = Field(
+        default=8, description="rank of the adapters, for train 'lora'; alpha is twice the rank"
+    )
 
 
 class PolicyParams(Section):
