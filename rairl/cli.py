@@ -21,7 +21,7 @@ import typer
 
 from pipelines.cli import app as pipeline_app
 from rairl.errors import RairlError
-from rairl.params import load_params
+from rairl.params import load_params, parse_params
 from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES, run_all, run_stage
 
 if TYPE_CHECKING:
@@ -127,16 +127,47 @@ def study(
 
 @app.command()
 def params(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="dataset=, model=, method= (reward=), and any KEY=VALUE", metavar="KEY=VALUE...", show_default=False
+        ),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="print this preset")] = None,
     check: Annotated[Path | None, typer.Option(help="check this parameter file")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="where composed parameters go")] = Path("params.yaml"),
+    pin: Annotated[
+        bool, typer.Option("--pin", help="fill in the hub's present commit where a revision is missing")
+    ] = False,
 ) -> None:
-    """Print a preset, or check a parameter file; without an option, list the presets."""
+    """Write parameters composed from presets, print one, or check a file; without anything, list the presets.
+
+    rairl params dataset=gsm8k model=qwen3-4b method=interval policy.kl=0.05 writes params.yaml from
+    presets/{dataset,model,method}/ and the changes given. A later word wins.
+    """
+    if words:
+        import yaml
+
+        from rairl import presets
+
+        values = presets.compose(words)
+        parse_params(values, source=" ".join(words))  # a mistake is told before the hub is asked
+        values = presets.pin(values) if pin else values
+        digest = parse_params(values).digest()
+        _write_text(output, yaml.safe_dump(values, sort_keys=False))
+        _say(f"{output} is valid (digest {digest})")
+        return
     names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if check is not None:
         digest = load_params(check).digest()
         _say(f"{check} is valid (digest {digest})")
     elif preset is None:
+        from rairl.presets import AXES
+        from rairl.presets import names as choices
+
         print("\n".join(names))
+        for axis in AXES:
+            _say(f"{axis}: {', '.join(choices(axis))}")
     elif preset not in names:
         raise RairlError(f"preset {preset!r} is unknown; the presets are {', '.join(names) or 'none'}")
     else:
@@ -260,6 +291,7 @@ def view(
     file: FILE,
     reward: REWARD,
     output: Annotated[Path, typer.Option("--output", "-o", help="the page to write")] = Path("review.html"),
+    form: FORMAT = "auto",
     skip_bad: SKIP_BAD = False,
 ) -> None:
     """Write a page on which an expert reviews your traces: one HTML file, which works without a network.
@@ -269,7 +301,7 @@ def view(
     """
     from rairl.evaluate.apply import localise_rows, traces_page
 
-    traces, model = _own(file, reward, skip_bad)
+    traces, model = _own(file, reward, form, skip_bad)
     rows = list(localise_rows(traces, model))
     _write_text(output, traces_page(traces, rows, model.calibration.locator, file.name, review=True))
 

@@ -71,6 +71,61 @@ class FileDataset(Section):
     test: str = Field(description="held-out problems with `gold`")
 
 
+class RealText(Section):
+    """What the data sets of real questions share. A source is a JSON-lines file or a hub id with a pinned revision."""
+
+    system: str | None = Field(
+        default=None, description="system message in front of every problem, by the model's own chat template"
+    )
+    dev: PositiveInt = Field(description="expert traces kept out of training; every choice is made on them")
+    max_demos: PositiveInt | None = Field(default=None, description="use at most this many expert traces; null for all")
+    max_problem_words: PositiveInt | None = Field(
+        default=None, description="expert traces on longer problems are left out, with a count; test never is"
+    )
+    max_solution_words: PositiveInt | None = Field(
+        default=None, description="longer expert traces are left out, with a count"
+    )
+    split_seed: NonNegativeInt = Field(
+        default=42, description="of the splits; apart from `seed`, so that runs of several seeds share their test set"
+    )
+
+
+class Gsm8kDataset(RealText):
+    """GSM8K: expert solutions of its training questions by people or by a stronger model; its own test questions."""
+
+    name: Literal["gsm8k"]
+    demos: str = Field(description="rows with `question` and `answer`: ending in '#### 72', or '<think>' and '\\boxed'")
+    demos_revision: str | None = None
+    test: str = Field(description="rows with `question` and `answer`, whose last line is '#### 72'")
+    test_revision: str | None = None
+
+
+class MmluProDataset(RealText):
+    """MMLU-Pro: questions with 3 to 10 options. It ships no rationale for them, so experts' come from elsewhere."""
+
+    name: Literal["mmlu_pro"]
+    questions: str = Field(
+        description="rows with `question_id`, `question`, `options`, `answer` (a letter), `category`"
+    )
+    questions_revision: str | None = None
+    rationales: str = Field(description="rows with `question_id` and `rationale`: worked solutions of those questions")
+    rationales_revision: str | None = None
+    category: str | None = Field(default=None, description="questions of one category only, 'health' say; null for all")
+    test: PositiveInt = Field(description="questions kept for the reported numbers")
+
+
+class MedReasonDataset(RealText):
+    """MedReason: medical questions with options and worked reasoning (Wu et al. 2025)."""
+
+    name: Literal["medreason"]
+    demos: str = Field(description="rows with `question`, `options`, `reasoning`, `answer`, `dataset_name`")
+    demos_revision: str | None = None
+    sources: Annotated[list[str], Field(min_length=1)] = Field(
+        default=["medqa", "medmcqa"], description="values of `dataset_name` to use: those whose questions have options"
+    )
+    test: PositiveInt = Field(description="questions kept for the reported numbers")
+
+
 class BaseParams(Section):
     """Where the base model comes from."""
 
@@ -101,6 +156,12 @@ class SftParams(Section):
     )
     batch_size: PositiveInt
     learning_rate: PositiveFloat
+    train: Literal["full", "lora"] = Field(
+        default="full", description="'full': all weights learn; 'lora': low-rank adapters do, folded in at the end"
+    )
+    lora_rank: PositiveInt = Field(
+        default=8, description="rank of the adapters, for train 'lora'; alpha is twice the rank"
+    )
 
 
 class PolicyParams(Section):
@@ -288,7 +349,10 @@ class Params(Section):
     """Everything in params.yaml."""
 
     seed: NonNegativeInt
-    dataset: Annotated[ArithmeticDataset | LoggedDataset | FileDataset, Field(discriminator="name")]
+    dataset: Annotated[
+        ArithmeticDataset | LoggedDataset | FileDataset | Gsm8kDataset | MmluProDataset | MedReasonDataset,
+        Field(discriminator="name"),
+    ]
     base: BaseParams
     sft: SftParams
     policy: PolicyParams
@@ -329,6 +393,11 @@ class Params(Section):
         return isinstance(self.dataset, LoggedDataset)
 
     @property
+    def system(self) -> str | None:
+        """The system message that every model is addressed with."""
+        return self.dataset.system if isinstance(self.dataset, RealText) else None
+
+    @property
     def peer(self) -> bool:
         """True when a second built-in model is made for the reward to read with."""
         return self.reward.backbone == "peer"
@@ -367,7 +436,7 @@ def parse_params(values: Any, *, source: str = "params") -> Params:
 
 
 def _explain(item: Any) -> str:
-    tags = {"arithmetic", "gsm8k-logged", "file"}
+    tags = {"arithmetic", "gsm8k-logged", "file", "gsm8k", "mmlu_pro", "medreason"}
     key = ".".join(str(part) for part in item["loc"] if part not in tags)
     if item["type"] == "extra_forbidden":
         return f"unknown key {key!r}; remove it or correct its spelling"

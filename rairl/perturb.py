@@ -8,24 +8,31 @@ unchanged, and every random choice comes from the generator passed in.
 Why the labels hold, given that the original is right: a step that states an equation is wrong when the equation is
 false, and also when it is true but its result is another than before, since the words around it still name the same
 quantity. A step that uses a result nobody has derived yet is wrong where it does so.
+
+Traces on multiple-choice questions have kinds of their own (:data:`CHOICE_KINDS`), which need no numbers. What a step
+says in words can't be checked as an equation can: those kinds only touch plain assertions, and their labels are as good
+as that rule.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Literal, get_args
 
-from rairl.answers import NUMBER, answers_match, extract_answer, to_number
+from rairl.answers import NUMBER, answers_match, options_of, read_answer, to_number
 from rairl.segment import pieces
 from rairl.traces import Step, Trace
 
-Kind = Literal["operator", "operand", "result", "answer", "dropped", "swapped"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Numeric = Literal["operator", "operand", "result", "answer", "dropped", "swapped"]
+Choice = Literal["option", "negated", "entity", "contradiction"]
+Kind = Numeric | Choice
+KINDS: tuple[Numeric, ...] = get_args(Numeric)
+CHOICE_KINDS: tuple[Choice, ...] = get_args(Choice)
 
 _TOKEN = re.compile(rf"(?P<number>{NUMBER})|(?P<operator>(?<![A-Za-z])[xX](?![A-Za-z])|[-+*/×÷−–])|(?P<other>[()=])")
 _SAME = str.maketrans("xX×÷−–", "***/--")
@@ -151,13 +158,14 @@ def evaluate(expression: Sequence[Token]) -> Fraction | None:
 # --- the kinds -------------------------------------------------------------------------------------------------------
 
 
-def perturb(trace: Trace, rng: random.Random, kinds: Sequence[Kind] = KINDS, n: int = 1) -> Trace | None:
+def perturb(trace: Trace, rng: random.Random, kinds: Sequence[Kind] | None = None, n: int = 1) -> Trace | None:
     """A corrupted copy of a right trace: 1 to ``n`` corruptions of random kinds, each after the first wrong step.
 
     Args:
         trace: a right trace, or one whose first wrong step is known.
         rng: source of every choice.
-        kinds: the kinds to choose from.
+        kinds: the kinds to choose from; by default :data:`KINDS`, and :data:`CHOICE_KINDS` too where the problem has
+            options.
         n: the most corruptions to compose.
 
     Returns:
@@ -165,6 +173,8 @@ def perturb(trace: Trace, rng: random.Random, kinds: Sequence[Kind] = KINDS, n: 
         is wrong), ``correct`` by its own answer, and source ``perturbed:<kind>`` (``+`` between composed kinds). None
         when no kind applies.
     """
+    if kinds is None:
+        kinds = (*KINDS, *CHOICE_KINDS) if options_of(trace.problem) else KINDS
     current, done = trace, []
     for _ in range(rng.randint(1, n)):
         for kind in rng.sample(list(kinds), len(kinds)):
@@ -270,6 +280,100 @@ def _swapped(trace: Trace, rng: random.Random) -> Trace | None:
     return _reassembled(trace, "swapped", parts, index)
 
 
+# --- kinds for multiple choice ---------------------------------------------------------------------------------------
+
+_VERB = re.compile(r"\b(?:is|are|was|were|has been|have been|can|will|does|do|causes?|increases?|decreases?)\b")
+_TURNED = {
+    "can": "cannot", "does": "does not", "do": "do not", "cause": "do not cause", "causes": "does not cause",
+    "increase": "decrease", "increases": "decreases", "decrease": "increase", "decreases": "increases",
+}  # fmt: skip
+_HEDGED = re.compile(
+    r"\b(?:not?|nor|never|neither|none|without|unlikely|rather|but|cannot|consider|whether|if|which|option|except|least|"
+    r"incorrect|wrong|false|may|might|could|would|should|unless|although|while|however)\b|n't\b|\?",
+    re.IGNORECASE,
+)
+"""Where a finding is weighed, excluded or asked for, its opposite need not be wrong."""
+
+
+def _option(trace: Trace, rng: random.Random) -> Trace | None:
+    """Another option as the answer; every step stays right."""
+    span = _answer_span(trace)
+    others = [letter for letter in options_of(trace.problem) if letter != trace.answer]
+    if span is None or len(others) == len(options_of(trace.problem)) or not others:
+        return None
+    return _rebuilt(trace, "option", [(*span, rng.choice(others))], trace.first_error)
+
+
+def _negated(trace: Trace, rng: random.Random) -> Trace | None:
+    """A finding stated as its opposite: the one verb of a plain assertion negated or turned round."""
+    choices = []
+    for index in _open_steps(trace):
+        text = trace.step_texts()[index]
+        verbs = list(_VERB.finditer(text))
+        if len(verbs) == 1 and not _HEDGED.search(text):
+            choices.append((index, verbs[0]))
+    if not choices:
+        return None
+    index, verb = rng.choice(choices)
+    said = verb[0]
+    words = said.split()
+    turned = _TURNED.get(said, " ".join([words[0], "not", *words[1:]]))
+    start = trace.steps[index].start
+    return _rebuilt(trace, "negated", [(start + verb.start(), start + verb.end(), turned)], _earliest(trace, index))
+
+
+def _entity(trace: Trace, rng: random.Random) -> Trace | None:
+    """The right option's words replaced by another option's in a step before the last."""
+    found = [place for place in _mentions(trace) if place[0] < len(trace.steps) - 1]
+    return None if not found else _replaced(trace, rng, "entity", rng.choice(found))
+
+
+def _contradiction(trace: Trace, rng: random.Random) -> Trace | None:
+    """Another option's words in the last step: the conclusion contradicts the answer given."""
+    found = [place for place in _mentions(trace) if place[0] == len(trace.steps) - 1]
+    return None if not found else _replaced(trace, rng, "contradiction", found[0])
+
+
+def _mentions(trace: Trace) -> list[tuple[int, int, int]]:
+    """Plain assertions that use the right option's words once: the step's index, and the words' span in it."""
+    options = options_of(trace.problem)
+    right = options.get(trace.gold or trace.answer or "")
+    if right is None:
+        return []
+    found = []
+    for index in _open_steps(trace):
+        text = trace.step_texts()[index]
+        at = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(right)}(?!\w)", text, re.IGNORECASE)]
+        if len(at) == 1 and not _HEDGED.search(text[: at[0][0]] + text[at[0][1] :]):
+            found.append((index, *at[0]))
+    return found
+
+
+def _replaced(trace: Trace, rng: random.Random, kind: Choice, place: tuple[int, int, int]) -> Trace | None:
+    options = options_of(trace.problem)
+    index, start, end = place
+    base = trace.steps[index].start
+    old = trace.text[base + start : base + end]
+    others = [text for text in options.values() if text.casefold() not in (old.casefold(), *_holders(old, options))]
+    if not others:
+        return None
+    new = rng.choice(others)
+    if old[:1].islower() and new[1:2].islower():
+        new = new[0].lower() + new[1:]
+    return _rebuilt(trace, kind, [(base + start, base + end, new)], _earliest(trace, index))
+
+
+def _holders(words: str, options: Mapping[str, str]) -> list[str]:
+    """Options that hold the words or are part of them, and those about all or none: naming them need not be wrong."""
+    words = words.casefold()
+    texts = [text.casefold() for text in options.values()]
+    return [
+        text
+        for text in texts
+        if text in words or words in text or re.search(r"\b(?:above|all|both|none|these)\b", text)
+    ]
+
+
 _KINDS: dict[Kind, Callable[[Trace, random.Random], Trace | None]] = {
     "operator": _operator,
     "operand": _operand,
@@ -277,6 +381,10 @@ _KINDS: dict[Kind, Callable[[Trace, random.Random], Trace | None]] = {
     "answer": _answer,
     "dropped": _dropped,
     "swapped": _swapped,
+    "option": _option,
+    "negated": _negated,
+    "entity": _entity,
+    "contradiction": _contradiction,
 }
 
 
@@ -471,7 +579,7 @@ def _reassembled(trace: Trace, kind: Kind, parts: Sequence[str], index: int) -> 
 
 def _judged(trace: Trace, kind: Kind, text: str, steps: Sequence[Step], first_error: int | None) -> Trace:
     """The corrupted trace with what is now known about it; nothing else that was known of the original survives."""
-    answer = extract_answer(text)
+    answer = read_answer(text, trace.problem)
     reference = trace.gold or trace.answer
     return replace(
         trace,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rairl.answers import extract_answer
+from rairl.answers import read_answer
 from rairl.errors import RairlError
 from rairl.traces import Step, Trace, locate_steps
 
@@ -219,7 +219,7 @@ def guided_decode(
             if finished:
                 break
     trace = _written(problem, tokenizer.decode(chosen, skip_special_tokens=False), "0")
-    return replace(trace, answer=extract_answer(trace.text), meta={"tokens": sampled, "finished": finished})
+    return replace(trace, answer=read_answer(trace.text, trace.problem), meta={"tokens": sampled, "finished": finished})
 
 
 def _until_end(row: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], bool]:

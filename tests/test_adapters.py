@@ -220,6 +220,20 @@ def data(tmp_path: Path, demos: list[Trace]) -> Path:
     return folder
 
 
+def test_sft_with_adapters_gives_a_plain_model_whose_projections_moved(
+    tiny_policy: Path, miniature: Params, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rairl.stages.sft import sft
+
+    monkeypatch.setenv("RAIRL_CHECKPOINTS", str(tmp_path / "work"))
+    params = change(miniature, sft={"train": "lora", "lora_rank": 4, "epochs": 1})
+    sft(params, NullRun(), data=data, base=tiny_policy, model=tmp_path / "sft", last=tmp_path / "last")
+    before, after = load_policy(tiny_policy)[0], load_policy(tmp_path / "sft")[0]
+    changed = moved(values_of(before), after)
+    assert changed and all("_proj.weight" in name for name in changed)
+    assert not hasattr(after, "peft_config")
+
+
 def foreign(folder: Path, params: Params, demos: list[Trace]) -> Path:
     """Another model, on a tokenizer that cuts elsewhere."""
     tokenizer = train_tokenizer([f"{demo.problem}\n{demo.text}" for demo in demos], 300)

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rairl.answers import answers_match, extract_answer, format_number, grade, normalise_answer, to_number, well_formed
+from rairl.answers import (
+    answers_match,
+    extract_answer,
+    format_number,
+    grade,
+    normalise_answer,
+    option_letter,
+    options_of,
+    read_answer,
+    to_number,
+    well_formed,
+)
 
 WELL_FORMED = "<think>\nAna has 12 + 5 = 17 apples.\n</think>\n<answer>\n17\n</answer>"
 
@@ -29,6 +40,7 @@ WELL_FORMED = "<think>\nAna has 12 + 5 = 17 apples.\n</think>\n<answer>\n17\n</a
         ("The final answer is: (B).", "(B)"),
         ("Answer: 12 apples\nThat is all", "12 apples"),
         ("**The answer is 8**", "8"),
+        ("Final answer: The answer is 8.", "8"),
         ("I answer the phone 3 times", None),
         ("", None),
     ],
@@ -127,3 +139,54 @@ def test_normalising_twice_changes_nothing_and_nothing_raises(text: str) -> None
 @given(st.integers(-(10**9), 10**9))
 def test_thousands_commas_do_not_matter(value: int) -> None:
     assert answers_match(f"${value:,}.00", str(value))
+
+
+# --- multiple choice and formulas -------------------------------------------------------------------------------------
+
+QUESTION = "Which one?\n\nA. Measles\nB. A low, dry place\nC. 1,000 mg\nD. A. aegypti"
+
+
+def test_options_are_the_last_lines() -> None:
+    assert options_of(QUESTION) == {"A": "Measles", "B": "A low, dry place", "C": "1,000 mg", "D": "A. aegypti"}
+    assert options_of("Which?\n(A) one\n(B) two") == {"A": "one", "B": "two"}
+    for problem in ("Tom has 3 apples.", "A. one\nC. three", "A. one", "A. one\nB. two\nWhich?", ""):
+        assert options_of(problem) == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"), ("b", "B"), ("(B).", "B"), ("**B**", "B"), ("B. A low, dry place", "B"), ("(C) 1000 mg", "C"),
+        ("option D", "D"), ("A: Measles", "A"), ("measles", "A"), ("a low dry place", "B"), ("1000 mg", "C"),
+        ("\\text{(C)}", "C"), ("B. Measles", "B"),  # the letter counts
+        ("E", None), ("A low", None), ("mumps", None), ("B and C", None), ("", None),
+    ],
+)  # fmt: skip
+def test_an_option_is_named_by_letter_or_text(answer: str, letter: str | None) -> None:
+    assert option_letter(answer, options_of(QUESTION)) == letter
+
+
+def test_a_text_that_fits_two_options_names_neither() -> None:
+    assert option_letter("3 pears", {"A": "3 apples", "B": "3 plums"}) is None
+    assert option_letter("3 pears", {"A": "3 apples", "B": "4 plums"}) == "A"  # its only number
+
+
+def test_the_answer_of_a_completion_is_a_letter_only_for_multiple_choice() -> None:
+    assert read_answer("<think>\nx\n</think>\n<answer>\nmeasles\n</answer>", QUESTION) == "A"
+    assert read_answer("A: it is not measles\nThe answer is (B).", QUESTION) == "B"
+    assert read_answer("The answer is mumps.", QUESTION) == "mumps"  # given, and wrong
+    assert read_answer("I don't know", QUESTION) is None
+    assert read_answer(WELL_FORMED, "How many?") == "17"
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("\\sqrt{16}", "4", True), ("x=\\frac{6}{2}", "3", True), ("2\\times 10^{3}", "2000", True),
+        ("\\frac{\\pi}{2}", "\\pi/2", True), ("\\left(1,2\\right)", "(1,2)", True), ("\\sqrt{2}", "2", False),
+        ("\\sqrt{" + "1" * 300 + "}", "2", False),
+    ],
+)  # fmt: skip
+def test_formulas_are_compared_by_value(left: str, right: str, same: bool) -> None:
+    pytest.importorskip("math_verify", reason="math-verify is not installed here")
+    assert answers_match(left, right) is same

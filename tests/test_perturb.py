@@ -1,12 +1,15 @@
+import json
 import random
+from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rairl.datasets import arithmetic
-from rairl.perturb import KINDS, Kind, equations, evaluate, perturb, perturb_once
+from rairl.datasets import arithmetic, choice, gsm8k
+from rairl.perturb import CHOICE_KINDS, KINDS, Kind, equations, evaluate, perturb, perturb_once
 from rairl.segment import compose, segment
 from rairl.traces import Trace, relabel
 
@@ -184,3 +187,85 @@ def test_composed_corruptions_name_their_kinds() -> None:
     sources = {perturb(expert(), random.Random(seed), n=3).source for seed in range(60)}  # type: ignore[union-attr]
     assert any("+" in source for source in sources)
     assert all(source.startswith("perturbed:") for source in sources)
+
+
+# --- multiple choice -------------------------------------------------------------------------------------------------
+
+ASKED = choice.problem_of("What swells the parotid?", ["Measles", "Mumps", "German measles", "None of the above"])
+REASONS = ["Mumps is an infection of glands.", "It may also hit the pancreas.", "The parotid swells in mumps."]
+
+
+def chosen(steps: list[str] = REASONS, answer: str = "B") -> Trace:
+    text, spans = compose(steps, answer)
+    return Trace("c", ASKED, text, spans, answer, answer, True, source="expert")
+
+
+def test_choice_kinds_by_hand() -> None:
+    def first_steps(kind: Kind) -> set[tuple[str, ...]]:
+        return {tuple(item.step_texts()) for item in variants(chosen(), kind)}
+
+    assert {item.answer for item in variants(chosen(), "option")} == {"A", "C", "D"}
+    assert {item.first_error for item in variants(chosen(), "option")} == {None}
+    assert first_steps("negated") == {("Mumps is not an infection of glands.", *REASONS[1:])}
+    assert first_steps("entity") == {
+        ("Measles is an infection of glands.", *REASONS[1:]),
+        ("German measles is an infection of glands.", *REASONS[1:]),
+    }  # fmt: skip
+    assert first_steps("contradiction") == {
+        (*REASONS[:2], "The parotid swells in measles."), (*REASONS[:2], "The parotid swells in german measles."),
+    }  # fmt: skip
+    for kind, first in (("negated", 0), ("entity", 0), ("contradiction", 2)):
+        made = variants(chosen(), kind)  # type: ignore[arg-type]
+        assert {(item.first_error, item.answer, item.correct) for item in made} == {(first, "B", True)}
+
+
+@pytest.mark.parametrize(
+    "step", ["Mumps is not rare.", "It may be mumps.", "Consider mumps.", "Is it mumps?", "Option B, mumps, is likely."]
+)
+def test_what_is_weighed_or_excluded_is_left_alone(step: str) -> None:
+    assert all(variants(chosen([step]), kind, 20) == [] for kind in ("negated", "entity", "contradiction"))  # type: ignore[arg-type]
+
+
+def test_numbers_in_multiple_choice_keep_their_kinds() -> None:
+    kinds = {perturb(chosen(["6 * 7 = 42 days, as in mumps."]), random.Random(seed)).source for seed in range(80)}  # type: ignore[union-attr]
+    assert {f"perturbed:{kind}" for kind in ("operator", "operand", "result", "option", "contradiction")} <= kinds
+    assert not any(kind in CHOICE_KINDS for seed in range(20) for kind in perturb(expert(), random.Random(seed)).source)  # type: ignore[union-attr]
+
+
+def test_on_real_rationales_each_choice_kind_acts(shared_data: Path) -> None:
+    """Right outputs of the strongest model on MMLU-Pro's health questions."""
+    made: Counter[str] = Counter()
+    traces = []
+    for line in (shared_data / "mmlu_pro" / "health_model_outputs.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        output = next(item for item in row["outputs"] if item["model"].startswith("gemini"))
+        problem = choice.problem_of(row["question"], row["options"])
+        trace = choice.expert(str(row["question_id"]), problem, row["answer"], output["text"])
+        if output["pred"] == row["answer"] and isinstance(trace, Trace):
+            traces.append(trace)
+    for trace in traces:
+        for kind in CHOICE_KINDS:
+            bad = perturb_once(trace, random.Random(trace.id), kind)
+            if bad is None:
+                continue
+            made[kind] += 1
+            changed = [
+                index
+                for index, pair in enumerate(zip(trace.step_texts(), bad.step_texts(), strict=True))
+                if len(set(pair)) > 1
+            ]
+            assert changed == ([] if kind == "option" else [bad.first_error])
+            assert (bad.answer == trace.gold) is (kind != "option") and bad.correct is (kind != "option")
+            assert bad.steps == segment(bad.text, "tags")
+    shares = {kind: round(made[kind] / len(traces), 2) for kind in CHOICE_KINDS}
+    assert shares == {"option": 1.0, "negated": 0.67, "entity": 0.12, "contradiction": 0.37}, len(traces)
+
+
+def test_on_real_gsm8k_solutions_each_kind_acts(shared_data: Path) -> None:
+    traces = gsm8k.load(str(shared_data / "gsm8k" / "test.jsonl"))[:300]
+    for kind in KINDS:
+        made = [(trace, perturb_once(trace, random.Random(trace.id), kind)) for trace in traces]
+        applied = [(trace, bad) for trace, bad in made if bad is not None]
+        assert len(applied) > 0.3 * len(traces), kind
+        assert all(bad.text != trace.text and bad.labelled for trace, bad in applied)
+        assert all((bad.first_error is None) is (kind == "answer") for _, bad in applied)

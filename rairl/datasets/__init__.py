@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from rairl.params import ArithmeticDataset, FileDataset, LoggedDataset, Params
+from rairl.params import (
+    ArithmeticDataset,
+    FileDataset,
+    Gsm8kDataset,
+    LoggedDataset,
+    MedReasonDataset,
+    MmluProDataset,
+    Params,
+)
 from rairl.traces import Trace
 
 
@@ -22,7 +30,7 @@ def build(params: Params) -> Splits:
     Raises:
         RairlError: for a missing or malformed file (file, line, field), or a hub that cannot be reached.
     """
-    from rairl.datasets import arithmetic, files, logged
+    from rairl.datasets import arithmetic, files, gsm8k, logged, medreason, mmlu_pro
 
     match params.dataset:
         case ArithmeticDataset():
@@ -31,6 +39,12 @@ def build(params: Params) -> Splits:
             return logged.build(params.dataset, params.seed)
         case FileDataset():
             return files.build(params.dataset)
+        case Gsm8kDataset():
+            return gsm8k.build(params.dataset)
+        case MmluProDataset():
+            return mmlu_pro.build(params.dataset)
+        case MedReasonDataset():
+            return medreason.build(params.dataset)
 
 
 def question_key(problem: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rairl.answers import answers_match, extract_answer, normalise_answer
+from rairl.answers import answers_match, normalise_answer, options_of, read_answer
 from rairl.datasets import Splits
 from rairl.errors import RairlError
 from rairl.params import FileDataset
@@ -35,13 +35,14 @@ def expert(trace: Trace, where: str) -> Trace:
         raise RairlError(f"{where}: trace {trace.id!r} has no text; a demonstration needs a worked solution")
     spans = trace.steps or segment(trace.text, guess(trace.text))
     steps = [trace.text[span.start : span.end] for span in spans]
-    answer = trace.answer or extract_answer(trace.text) or trace.gold
+    answer = trace.answer or read_answer(trace.text, trace.problem) or trace.gold
     if answer is None:
         raise RairlError(
             f"{where}: trace {trace.id!r} has no answer; add a field 'answer' or 'gold', or mark it in the text as "
             "<answer>42</answer>"
         )
-    answer = normalise_answer(answer)
+    if not options_of(trace.problem):  # there it is a letter, and written as one
+        answer = normalise_answer(answer)
     if not trace.steps:
         steps = [step for step in steps if not _only_answer(step)] or steps
     try:

@@ -1,7 +1,8 @@
-"""GSM8K's human solutions as expert traces, from a local file or from the hub.
+"""GSM8K from a local file or from the hub: people's solutions, or those of a stronger model, as expert traces.
 
 Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems" (MIT licence); each row holds a ``question``
-and an ``answer`` with one step a line, calculator marks ``<<48/2=24>>`` and a last line ``#### 72``.
+and an ``answer`` with one step a line, calculator marks ``<<48/2=24>>`` and a last line ``#### 72``. In a set of
+distilled solutions the ``answer`` is a ``<think>`` block and a ``\\boxed{72}``.
 """
 
 from __future__ import annotations
@@ -14,13 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from rairl.answers import NUMBER, format_number, normalise_answer
+from rairl.datasets import Splits, files, selection
 from rairl.errors import RairlError
+from rairl.params import Gsm8kDataset
 from rairl.segment import compose
 from rairl.traces import Trace
 
 _MARK = re.compile(r"<<.*?(?:>>|$)")
 _UNICODE = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "−": "-", "×": "x", "÷": "/", "\xa0": " "})
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def build(params: Gsm8kDataset) -> Splits:
+    """Splits ``demos``, ``prompts`` (their questions), ``dev`` and ``test``, GSM8K's own.
+
+    Raises:
+        RairlError: for a missing or malformed file (file, line, field), an unreachable hub, or too few traces.
+    """
+    experts = load(params.demos, revision=params.demos_revision, revision_key="demos_revision")
+    test = load(params.test, revision=params.test_revision, split="test", key="test", revision_key="test_revision")
+    return selection.assemble(experts, [selection.prompt(trace) for trace in test], params)
 
 
 def plain_step(line: str) -> str:
@@ -62,11 +76,15 @@ def split_solution(text: str, mark: str) -> tuple[list[str], str | None]:
 def expert(row: dict[str, Any], key: str) -> Trace:
     """An expert trace from a row with ``question`` and ``answer``.
 
+    People's lines are brought to their plain form; a distilled solution keeps the words of its think block.
+
     Raises:
         RairlError: naming the field that is missing, of the wrong type, or without a step or an answer.
     """
     question, solution = (text_field(row, name) for name in ("question", "answer"))
     steps, answer = split_solution(solution, "####")
+    if answer is None and "<think>" in solution:
+        return files.expert(Trace(key, question.strip(), solution), "field 'answer'")
     if answer is None:
         raise RairlError("field 'answer' has no last line '#### <answer>'")
     if not steps:
@@ -83,24 +101,38 @@ def text_field(row: dict[str, Any], name: str) -> str:
     return value
 
 
-def load(source: str, *, revision: str | None = None, split: str = "train") -> list[Trace]:
-    """Expert traces from a JSON-lines file or from a hub data set such as ``openai/gsm8k``.
+def load(
+    source: str,
+    *,
+    revision: str | None = None,
+    split: str = "train",
+    key: str = "demos",
+    revision_key: str = "revision",
+) -> list[Trace]:
+    """Expert traces from a JSON-lines file or from a hub data set such as ``openai/gsm8k``; see :func:`rows`."""
+    found = rows(source, revision=revision, split=split, config="main", key=key, revision_key=revision_key)
+    return [located(row, where, f"gsm8k-{split}-{number}") for where, number, row in found]
+
+
+def rows(
+    source: str, *, revision: str | None, split: str, config: str, key: str, revision_key: str
+) -> list[tuple[str, int, dict[str, Any]]]:
+    """Where each row stands (for messages), its number from 0, and the row, of a JSON-lines file or a hub data set.
 
     Args:
         source: path of the file, or hub id (tried when no such file exists).
         revision: commit of the hub data set; needed for a hub id, so that the data cannot change underneath a result.
-        split: of the hub data set.
+        split, config: of the hub data set.
+        key, revision_key: names of the parameters under ``dataset`` that gave source and revision.
 
     Raises:
         RairlError: for a malformed row (file, line, field), a missing file, a hub id without revision, or a hub that
             cannot be reached.
     """
     if Path(source).exists() or not _HUB_ID.fullmatch(source) or Path(source).suffix in (".jsonl", ".json"):
-        return [
-            located(row, f"{source}, line {number}", f"gsm8k-{split}-{number - 1}") for number, row in read_rows(source)
-        ]
-    rows = _from_hub(source, revision, split)
-    return [located(row, f"{source}, row {number}", f"gsm8k-{split}-{number}") for number, row in enumerate(rows)]
+        return [(f"{source}, line {number}", number - 1, row) for number, row in read_rows(source)]
+    found = _from_hub(source, revision, split, config, key, revision_key)
+    return [(f"{source}, row {number}", number, row) for number, row in enumerate(found)]
 
 
 def located(row: dict[str, Any], where: str, key: str) -> Trace:
@@ -142,18 +174,20 @@ def read_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _from_hub(name: str, revision: str | None, split: str) -> Iterable[dict[str, Any]]:
+def _from_hub(
+    name: str, revision: str | None, split: str, config: str, key: str, revision_key: str
+) -> Iterable[dict[str, Any]]:
     if revision is None:
         raise RairlError(
-            f"no file {name!r} here, so it is read as a hub id; set dataset.revision to the commit to use, so that the "
-            "data cannot change underneath a result, or correct the path"
+            f"no file {name!r} here, so it is read as a hub id; set dataset.{revision_key} to the commit to use, so "
+            "that the data cannot change underneath a result, or correct the path"
         )
     from datasets import load_dataset
 
     try:
-        return load_dataset(name, "main", revision=revision, split=split)
+        return load_dataset(name, config, revision=revision, split=split)
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise RairlError(
             f"could not load {name} at revision {revision} from the hub ({type(error).__name__}: {error}). Check the "
-            "id, the revision and the network, or download the file once and put its path into dataset.demos"
+            f"id, the revision and the network, or download the file once and put its path into dataset.{key}"
         ) from error

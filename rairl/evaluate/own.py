@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rairl.answers import answers_match, extract_answer
+from rairl.answers import answers_match, read_answer
 from rairl.datasets import labelled
 from rairl.datasets.logged import plain
 from rairl.errors import RairlError
@@ -45,7 +45,7 @@ def _rairl(row: Row, number: int) -> Trace:
     trace = Trace.from_json(row)
     if not trace.text:
         raise RairlError(f"field 'text': trace {trace.id!r} has no 'text' to score")
-    answer = trace.answer or extract_answer(trace.text)
+    answer = trace.answer or read_answer(trace.text, trace.problem)
     judged = trace.correct
     if judged is None and trace.gold is not None:
         judged = answers_match(answer, trace.gold)

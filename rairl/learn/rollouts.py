@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rairl.answers import answers_match, extract_answer
+from rairl.answers import answers_match, read_answer
 from rairl.datasets import arithmetic
 from rairl.learn.distributed import gather, mine
 from rairl.models.policy import pad, render_prompt
@@ -196,7 +196,7 @@ def to_traces(
             problem=prompt.problem,
             text=text or "\n",
             steps=think_lines(text),
-            answer=extract_answer(text) if item.finished else None,
+            answer=read_answer(text, prompt.problem) if item.finished else None,
             gold=prompt.gold,
             source=source,
             group=prompt.group or prompt.id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ MARKS = ("<think>", "</think>", "<answer>", "</answer>")
 PAD, EOS = "<|pad|>", "<|end|>"
 # A problem and a line break: the smallest chat template there is, so that built-in and hub models share one code path.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+DATE = "26 Jul 2024"
+"""What Llama's template writes where it knows no date."""
 # Up to three digits are a piece, as in Llama 3; a space belongs to the word after it; the rest stands alone.
 _PIECES = r" ?\d{1,3}| ?[^\s\d\p{P}]+| ?\p{P}|\n|\s+"
 
@@ -73,12 +76,15 @@ def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tok
     return placed(LlamaForCausalLM(config))
 
 
-def load_source(key: str, source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_source(
+    key: str, source: str, revision: str | None, system: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model from a local folder or the hub.
 
     Args:
         key: the parameter that named ``source``, for error messages.
         revision: pinned commit of a hub id; a folder has none.
+        system: message in front of every problem, see :func:`address`.
 
     Raises:
         RairlError: when the source can't be loaded, or a hub id has no pinned revision.
@@ -102,7 +108,33 @@ def load_source(key: str, source: str, revision: str | None) -> tuple[PreTrained
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
+    address(tokenizer, system)
     return placed(model.eval()), tokenizer
+
+
+def address(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+    """Let the chat template put a system message in front of every conversation, in place; None changes nothing.
+
+    The message travels with the saved tokenizer, so that whoever reads with the model later asks as it was trained. A
+    template that writes today's date (Llama's) is told a fixed one: the same prompt must not change over night.
+
+    Raises:
+        RairlError: when the template has no room for a system message.
+    """
+    if system is None:
+        return
+    template = tokenizer.chat_template
+    quoted = json.dumps(system, ensure_ascii=False)
+    fixed = f"{{%- set date_string = '{DATE}' -%}}" if "date_string" in template else ""
+    opening = f"{{%- set messages = [{{'role': 'system', 'content': {quoted}}}] + messages -%}}"
+    tokenizer.chat_template = fixed + opening + template
+    probe = [{"role": "user", "content": "1 + 1"}]
+    try:
+        rendered = tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # whatever the template raises
+        raise RairlError(f"dataset.system: this model's chat template refuses a system message ({error})") from error
+    if system.strip() not in rendered:
+        raise RairlError("dataset.system: this model's chat template leaves the system message out")
 
 
 def longest(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:

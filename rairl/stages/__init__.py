@@ -276,7 +276,8 @@ def input_files_digest(params: Params) -> str:
     for value in params.dataset.model_dump().values():
         named += value if isinstance(value, list) else [value]
     for value in named:
-        path = Path(value) if isinstance(value, str) else None
+        # A prompt is text, too, and longer than a file system takes for a name.
+        path = Path(value) if isinstance(value, str) and os.path.exists(value) else None
         if path is not None and path.is_file():
             files.append(path)
         elif path is not None and path.is_dir():

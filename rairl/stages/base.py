@@ -45,7 +45,7 @@ def base(params: Params, run: Run, *, data: Path, model: Path) -> dict[str, Esti
     else:
         from rairl.models.base import load_source
 
-        network, tokenizer = load_source("base.source", params.base.source, params.base.revision)
+        network, tokenizer = load_source("base.source", params.base.source, params.base.revision, params.system)
     from rairl.models.policy import save_policy
 
     save_policy(model, network, tokenizer)
@@ -84,10 +84,11 @@ def train_builtin(
         log: takes the training loss per slice of the corpus.
     """
     from rairl.learn.sft import Fit, cosine, examples, fit, muon, shuffled_batches
-    from rairl.models.base import new_model, train_tokenizer
+    from rairl.models.base import address, new_model, train_tokenizer
 
     corpus = _corpus(params, data, seed)
     tokenizer = train_tokenizer((f"{trace.problem}\n{trace.text}" for trace in corpus[:5000]), params.base.vocab_size)
+    address(tokenizer, params.system)
     rows = examples(tokenizer, corpus, whole=True)
     longest = max(len(ids) for ids, _ in rows)
     # Others' traces may be far longer than any of the corpus; a rotary model reads on, if less well, at no cost.

@@ -14,7 +14,7 @@ import numpy as np
 from rairl.datasets import build, question_key
 from rairl.datasets.overlap import near_duplicates
 from rairl.errors import RairlError
-from rairl.params import FileDataset, Params
+from rairl.params import FileDataset, Params, RealText
 from rairl.stats import Estimate, exact
 from rairl.traces import Trace, require_unique_ids, write_traces
 
@@ -45,7 +45,7 @@ def prepare(params: Params, run: Run, *, data: Path) -> dict[str, Estimate]:
             one, or a problem that occurs in two splits; and for whatever the data set's loader refuses.
     """
     splits, notes = build(params)
-    shared = check(splits, may_repeat_demos=isinstance(params.dataset, FileDataset))
+    shared = check(splits, may_repeat_demos=isinstance(params.dataset, FileDataset | RealText))
     if "prompts" in splits and not all(trace.gold for trace in splits["prompts"]):
         notes = {**notes, "prompts": "some have no gold answer: the outcome baseline (grpo) will refuse them"}
     data.mkdir(parents=True, exist_ok=True)

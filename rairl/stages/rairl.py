@@ -129,7 +129,7 @@ class _Training:
         elif params.backbone in ("base", "sft", "peer"):
             body = load_policy({"base": self.base, "sft": self.sft, "peer": self.peer}[params.backbone])
         else:
-            body = load_source("reward.backbone", params.backbone, params.revision)
+            body = load_source("reward.backbone", params.backbone, params.revision, self.params.system)
         return reward_on(*body, params, seed=self.params.seed)
 
     def _dev(self) -> Dev:

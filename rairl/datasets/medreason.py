@@ -1,0 +1,73 @@
+"""MedReason: medical questions with options and worked reasoning.
+
+Source: Wu et al. 2025, "MedReason" (hub UCSC-VLAA/MedReason): ``question``, ``options`` (a string, a line each),
+``reasoning``, ``answer`` (the option's text, and often an explanation after it), ``dataset_name``. The field types are
+as reported: no copy of the data was at hand, and the tests use rows made in its form.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+from rairl.answers import option_letter, options_of
+from rairl.datasets import Splits, choice, gsm8k, question_key, selection
+from rairl.errors import RairlError
+from rairl.params import MedReasonDataset
+from rairl.traces import Trace
+
+EXPLANATION = ". Explanation:"
+"""What follows it in ``answer`` says why, not what."""
+
+
+def build(params: MedReasonDataset) -> Splits:
+    """Splits ``demos``, ``prompts``, ``dev`` and ``test``; rows that can't be used are left out, with a count each.
+
+    Raises:
+        RairlError: for a missing or malformed file (file, line, field), a hub that cannot be reached, or too few rows.
+    """
+    found: dict[str, Trace] = {}
+    left_out: Counter[str] = Counter()
+    for where, number, row in gsm8k.rows(
+        params.demos,
+        revision=params.demos_revision,
+        split="train",
+        config="default",
+        key="demos",
+        revision_key="demos_revision",
+    ):
+        if row.get("dataset_name") not in params.sources:
+            left_out["other_source"] += 1
+            continue
+        try:
+            expert = expert_of(row, f"medreason-{number:05d}")
+        except RairlError as error:
+            raise RairlError(f"{where}: {error}") from error
+        if isinstance(expert, str):
+            left_out[expert] += 1
+        elif found.setdefault(question_key(row["question"]), expert) is not expert:
+            left_out["repeated_question_text"] += 1
+    traces = sorted(found.values(), key=lambda trace: trace.id)
+    random.Random(f"test/{params.split_seed}").shuffle(traces)
+    test = [selection.prompt(trace) for trace in traces[: params.test]]
+    return selection.assemble(traces[params.test :], test, params, dict(sorted(left_out.items())))
+
+
+def expert_of(row: dict[str, Any], key: str) -> Trace | str:
+    """An expert trace, or in a word why the row has none.
+
+    Raises:
+        RairlError: naming the field that is missing or of the wrong type.
+    """
+    question, reasoning, answer = (gsm8k.text_field(row, name) for name in ("question", "reasoning", "answer"))
+    if not isinstance(row.get("options"), str):
+        raise RairlError("field 'options' must be a string with a line per option")
+    options = options_of(row["options"])
+    if not options:
+        return "no_options"
+    gold = option_letter(answer.partition(EXPLANATION)[0], options)
+    if gold is None:
+        return "answer_is_no_option"
+    problem = choice.problem_of(question, list(options.values()))
+    return choice.expert(key, problem, gold, reasoning)
