@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from rairl.evaluate.rerank import (
     weighted_vote_of_n,
 )
 from rairl.stats import Estimate, bootstrap_mean, paired_difference, within_auroc
-from rairl.traces import Trace
+from rairl.traces import Trace, read_traces
 
 if TYPE_CHECKING:
     from rairl.models.reward import Calibration, RewardModel, Scores
