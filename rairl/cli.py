@@ -307,6 +307,24 @@ def view(
 
 
 @app.command()
+def serve(
+    reward: Annotated[str, typer.Argument(help="folder, models:/name@alias, or owner/name@commit of the hub")],
+    host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 for all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen at")] = 8080,
+) -> None:
+    """Serve a reward model over HTTP: POST /invocations, GET /health. It asks nobody who they are.
+
+    A request is {"inputs": [{"problem": ..., "text": ...}, ...]}; see docs/own-candidates.md for fields and limits.
+    """
+    from rairl.models.reward import RewardModel
+    from rairl.server import serve as listen
+
+    model = RewardModel.from_pretrained(reward)
+    _say(f"serving {reward} at http://{host}:{port}  (Ctrl-C ends it)")
+    listen(model, host, port)
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="folder, models:/name@alias, or owner/name@commit of the hub")],
     folder: Annotated[Path, typer.Argument(help="the folder to make")],

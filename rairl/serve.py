@@ -35,6 +35,12 @@ REQUIREMENTS = (
 """What loading and scoring import, so that MLflow need not find out by running the model at every registration."""
 
 
+MAX_SOLUTIONS = 256
+"""In one request."""
+MAX_CHARACTERS = 100_000
+"""Of a problem with its solution: above what any backbone reads, and far below what would hold up everybody else."""
+
+
 class Solution(BaseModel):
     """A request: a problem with its solution in ``text``, in ``steps``, or in both.
 
@@ -62,11 +68,13 @@ class Verdict(BaseModel):
         score: of the whole trace, by the aggregator that was chosen on dev.
         first_error: 0-based index of the first wrong step, -1 for none. A model without a calibrated threshold always
             names the most suspect step.
+        rank: by ``score``, among the solutions of the same problem in the request; 1 is the best.
     """
 
     step_scores: list[float]
     score: float
     first_error: int
+    rank: int
 
 
 def to_trace(solution: Solution, number: int = 0) -> Trace:
@@ -83,6 +91,7 @@ def to_trace(solution: Solution, number: int = 0) -> Trace:
 
     text, spans = solution.text or "", tuple[Step, ...]()
     try:
+        _require_scorable([solution.problem, text, *(solution.steps or []), solution.answer or ""])
         if text and solution.answer is not None:
             raise RairlError("'answer' goes with 'steps' alone; in 'text' it is part of the text")
         if text:
@@ -96,14 +105,35 @@ def to_trace(solution: Solution, number: int = 0) -> Trace:
     return Trace(id=str(number), problem=solution.problem, text=text, steps=spans)
 
 
+def _require_scorable(parts: Sequence[str]) -> None:
+    if sum(map(len, parts)) > MAX_CHARACTERS:
+        raise RairlError(f"problem and solution have more than {MAX_CHARACTERS} characters")
+    if any("\ud800" <= sign <= "\udfff" for part in parts for sign in part):
+        raise RairlError("half of a surrogate pair is no character; encode the text as UTF-8")
+
+
+def to_traces(solutions: Sequence[Solution]) -> list[Trace]:
+    """The solutions of a request as traces.
+
+    Raises:
+        RairlError: when there are none or too many; and as :func:`to_trace`.
+    """
+    if not 1 <= len(solutions) <= MAX_SOLUTIONS:
+        raise RairlError(f"1 to {MAX_SOLUTIONS} solutions can be scored at once, not {len(solutions)}")
+    return [to_trace(solution, number) for number, solution in enumerate(solutions)]
+
+
 def judge(model: RewardModel, traces: Sequence[Trace]) -> list[Verdict]:
     """Score traces and point at their first wrong steps, with the calibration that the model carries."""
     from rairl.evaluate.localise import first_error, first_error_or_none
     from rairl.evaluate.rerank import aggregate
 
     choice = model.calibration
+    read = model.score(traces)
+    totals = [aggregate(scores.steps, scores.last, choice.aggregator) for scores in read]
     verdicts = []
-    for scores in model.score(traces):
+    for trace, scores, total in zip(traces, read, totals, strict=True):
+        rivals = [other for other, one in zip(totals, traces, strict=True) if one.problem == trace.problem]
         if len(scores.steps) == 0:
             wrong = None
         elif choice.threshold is None:
@@ -113,8 +143,9 @@ def judge(model: RewardModel, traces: Sequence[Trace]) -> list[Verdict]:
         verdicts.append(
             Verdict(
                 step_scores=scores.steps.tolist(),
-                score=aggregate(scores.steps, scores.last, choice.aggregator),
+                score=total,
                 first_error=-1 if wrong is None else wrong,
+                rank=1 + sum(other > total for other in rivals),
             )
         )
     return verdicts

@@ -5,7 +5,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from rairl.errors import RairlError
-from rairl.serve import Solution, Verdict, judge, to_trace
+from rairl.serve import Solution, Verdict, judge, to_traces
 
 
 class RewardScorer(PythonModel):
@@ -22,10 +22,9 @@ class RewardScorer(PythonModel):
     ) -> list[Verdict]:
         """One verdict, as a dict, per solution."""
         try:
-            traces = [to_trace(solution, number) for number, solution in enumerate(model_input)]
+            return [verdict.model_dump() for verdict in judge(self.model, to_traces(model_input))]  # type: ignore[misc]
         except RairlError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        return [verdict.model_dump() for verdict in judge(self.model, traces)]  # type: ignore[misc]
 
 
 set_model(RewardScorer())

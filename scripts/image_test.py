@@ -107,10 +107,10 @@ def serve(image: str, reward: str, uri: str) -> None:
     name = f"rairl-serve-{port}"
     run = ["docker", "run", "--rm", "--init", "--name", name, "--network", "host"]
     command = [*run, "-e", f"MLFLOW_TRACKING_URI={uri}", image]
-    words = ["mlflow", "models", "serve", "-m", reward, "--env-manager", "local", "--port", str(port)]
+    words = ["rairl", "serve", reward, "--port", str(port)]
     start = time.monotonic()
     try:
-        with server([*command, *words], f"http://127.0.0.1:{port}/ping"):
+        with server([*command, *words], f"http://127.0.0.1:{port}/health"):
             body = {"inputs": [{"problem": "1 + 1", "steps": ["1 + 1 = 2"], "answer": "2"}]}
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}

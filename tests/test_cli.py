@@ -53,7 +53,7 @@ def test_the_package_installs_with_its_entry_point() -> None:
 
 def test_help_names_every_command_and_stage() -> None:
     text = rairl("--help").stdout
-    for command in "stage run study params check score rerank localise view export registry summary ui".split():
+    for command in "stage run study params check score rerank localise view serve export registry summary ui".split():
         assert f" {command} " in text
     text = rairl("stage", "--help").stdout
     for name in STAGES:

@@ -174,12 +174,21 @@ def test_the_servers_flags_are_mlflows_own() -> None:
     assert args[0] == "server"
     known = {option for it in mlflow.cli.server.params for option in it.opts}
     assert {flag.split("=")[0] for flag in args[1:]} <= known
-    serving = of("InferenceService", "rairl-reward")["spec"]["predictor"]["containers"][0]
-    assert serving["command"] == ["mlflow", "models", "serve"]
-    from mlflow.models.cli import serve
 
-    known = {option for it in serve.params for option in it.opts}
-    assert {word for word in serving["args"] if word.startswith("-")} <= known
+
+def test_the_service_is_the_command_lines_own_and_is_asked_where_it_listens() -> None:
+    import typer
+
+    from rairl.cli import app
+
+    container = of("InferenceService", "rairl-reward")["spec"]["predictor"]["containers"][0]
+    assert container["command"] == ["rairl", "serve"]
+    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    given = command.make_context("serve", list(container["args"])).params
+    assert given == {"reward": "models:/rairl-reward@champion", "host": "0.0.0.0", "port": 8080}
+    assert container["ports"][0]["containerPort"] == given["port"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": given["port"]}
 
 
 def test_pods_are_ordinary_users_and_credentials_come_by_name() -> None:

@@ -14,7 +14,7 @@ import pytest
 from rairl.errors import RairlError
 from rairl.models.reward import Calibration, Scores
 from rairl.params import Params
-from rairl.serve import REQUIREMENTS, Solution, judge, requirements, to_trace
+from rairl.serve import MAX_SOLUTIONS, REQUIREMENTS, Solution, judge, requirements, to_trace, to_traces
 from rairl.traces import Trace
 from rairl.tracking import stage_run, tracking_uri
 
@@ -79,6 +79,27 @@ def test_a_trace_without_steps_has_a_score_and_no_wrong_step() -> None:
     model = SimpleNamespace(calibration=Calibration(), score=lambda traces: [Scores(np.zeros(0), 0.5)])
     (verdict,) = judge(model, [Trace("a", "b")])  # type: ignore[arg-type]
     assert (verdict.step_scores, verdict.score, verdict.first_error) == ([], 0.5, -1)
+
+
+def test_ranks_are_among_the_solutions_of_a_problem() -> None:
+    values = {"a": 0.5, "b": 2.0, "c": 0.5, "d": -1.0}
+    model = SimpleNamespace(
+        calibration=Calibration(), score=lambda traces: [Scores(np.zeros(0), values[trace.id]) for trace in traces]
+    )
+    traces = [Trace(key, "q" if key == "d" else "p") for key in values]
+    assert [verdict.rank for verdict in judge(model, traces)] == [2, 1, 2, 1]  # type: ignore[arg-type]
+
+
+def test_a_request_has_limits() -> None:
+    one = Solution(problem="p", text="t")
+    assert len(to_traces([one] * MAX_SOLUTIONS)) == MAX_SOLUTIONS
+    for count in (0, MAX_SOLUTIONS + 1):
+        with pytest.raises(RairlError, match=f"1 to {MAX_SOLUTIONS} solutions .* not {count}"):
+            to_traces([one] * count)
+    with pytest.raises(RairlError, match="input 0: problem and solution have more than 100000 characters"):
+        to_traces([Solution(problem="p", steps=["x" * 50_000] * 2)])
+    with pytest.raises(RairlError, match="input 1: half of a surrogate pair"):
+        to_traces([one, Solution.model_construct(problem="p", text="a\ud800", steps=None, answer=None)])
 
 
 def test_requirements_are_pinned_without_build_tags() -> None:
