@@ -176,7 +176,6 @@ def policy_step(
     *,
     rate: float,
     kl: float,
-    batch_tokens: int = 16384,
 ) -> Metrics:
     """One optimiser step on all completions, in micro-batches; the loss is a mean over completion tokens.
 
@@ -196,7 +195,7 @@ def policy_step(
     rows = {index: completions[index].prompt_ids + completions[index].ids for index in share}
     optimizer.zero_grad(set_to_none=True)
     sums = np.zeros(3)
-    for batch in batches_by_length([len(rows[index]) for index in share], batch_tokens):
+    for batch in batches_by_length([len(rows[index]) for index in share], params.micro_batch_tokens):
         chosen = [share[at] for at in batch]
         ids, mask = pad([rows[index] for index in chosen], 0)
         values = torch.full(ids.shape, float("nan"))
