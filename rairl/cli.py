@@ -175,6 +175,58 @@ def params(
 
 
 @app.command()
+def paper(
+    cell: Annotated[str, typer.Argument(help="of the published table, gsm8k/qwen3-4b/interval say", metavar="CELL")],
+    folder: Annotated[Path, typer.Option("--dir", help="folder of the finished run, with its params.yaml")] = Path("."),
+    page: Annotated[Path, typer.Option(help="the page with the table")] = Path("docs/results.md"),
+) -> None:
+    """Fill in a row of the published table from a finished run; `make paper` runs the cell first."""
+    from rairl.paper import fill, present_commit
+
+    figures = folder / "metrics.json"
+    if not figures.is_file():
+        raise RairlError(f"{figures} does not exist; run the cell first, with `make paper CELL={cell}`")
+    params = load_params(folder / "params.yaml")
+    read = json.loads(figures.read_text(encoding="utf-8"))
+    text = fill(page.read_text(encoding="utf-8"), cell, read, params, present_commit(Path(__file__).parent))
+    _write_text(page, text)
+
+
+@app.command()
+def plan(
+    params: PARAMS = Path("params.yaml"),
+    gpu: Annotated[
+        str | None, typer.Option(help="h100, h200, a100, l40s or 'rtx 4090'; else the one found here")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
+) -> None:
+    """Say what a run needs before it is paid for: parameters, memory per GPU, tokens, hours; fail if it can't fit."""
+    from rairl.preflight import find_gpu, needs
+
+    found, name = find_gpu(gpu)
+    lines, problem = needs(load_params(params), found, gpus)
+    print("\n".join([f"on {gpus} x {name}, {found.memory / 1e9:.0f} GB each", *lines]))
+    if problem is not None:
+        raise RairlError(problem)
+
+
+@app.command()
+def doctor(
+    params: PARAMS = Path("params.yaml"),
+    folder: Annotated[Path, typer.Option("--dir", help="folder of all outputs")] = Path("."),
+) -> None:
+    """Check GPU, CUDA, disk, versions, hub access and the MLflow server for a run; say what to do about each."""
+    from rairl.preflight import doctor as findings
+
+    bad = 0
+    for finding in findings(load_params(params), folder):
+        bad += not finding.good
+        print(f"{'ok  ' if finding.good else 'MEND'} {finding.text}" + ("" if finding.good else f": {finding.remedy}"))
+    if bad:
+        raise RairlError(f"{bad} of these need mending")
+
+
+@app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="demonstrations as JSON lines", metavar="DEMOS.jsonl")],
     base: Annotated[Path | None, typer.Option(help="folder of the base model, to count in its tokens")] = None,

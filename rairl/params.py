@@ -162,6 +162,9 @@ class SftParams(Section):
     lora_rank: PositiveInt = Field(
         default=8, description="rank of the adapters, for train 'lora'; alpha is twice the rank"
     )
+    micro_batch_tokens: PositiveInt | None = Field(
+        default=None, description="tokens, padding included, that go through at once; null for the whole batch"
+    )
 
 
 class PolicyParams(Section):
@@ -188,6 +191,9 @@ class PolicyParams(Section):
     )
     advantage_floor: PositiveFloat = Field(description="advantages are divided by max(group std, this)")
     checkpoint_every: PositiveInt = Field(description="iterations between resumable checkpoints")
+    micro_batch_tokens: PositiveInt = Field(
+        default=16384, description="tokens, padding included, that go through forward and back at once; a memory limit"
+    )
 
 
 Band = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
@@ -255,6 +261,11 @@ class RewardParams(Section):
     perturbation_depth: PositiveInt = Field(description="corruptions composed in one trace: 1 to this many")
     replay_size: NonNegativeInt = Field(description="past rollouts kept as negatives")
     register_every: PositiveInt = Field(description="iterations between registered reward checkpoints")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep only what enters each layer for the backward pass, and compute the rest again: a fraction of "
+        "the memory for a third more time; for train 'lora' and 'full'",
+    )
 
 
 class GuardParams(Section):
@@ -341,6 +352,8 @@ def contradictions(reward: RewardParams) -> Iterator[str]:
         yield "reward.form 'airl' shapes between successive reads; reward.granularity 'sparse' reads once"
     if reward.length_control == "centre" and per_step:
         yield f"reward.length_control 'centre' corrects a trace's reward; reward.credit '{reward.credit}' is per step"
+    if reward.gradient_checkpointing and reward.train == "head":
+        yield "reward.gradient_checkpointing acts on a body that learns; reward.train 'head' keeps nothing anyway"
     if reward.accuracy_band is not None and reward.accuracy_band[0] >= reward.accuracy_band[1]:
         yield "reward.accuracy_band needs its lower bound first"
 

@@ -50,9 +50,10 @@ def compose(words: Sequence[str]) -> dict[str, Any]:
         elif axis not in OPTIONAL:
             raise RairlError(f"name {axis}=...; one of {', '.join(names(axis))}")
     for path, value in changes:
-        for key in reversed(path):
-            value = {key: value}
-        values = merged(values, value)
+        nested = value
+        for name in reversed(path):
+            nested = {name: nested}
+        values = merged(values, nested)
     return values
 
 

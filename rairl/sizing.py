@@ -24,26 +24,44 @@ class Architecture:
     kv_heads: int
     vocabulary: int
     tied: bool = False
+    head: int | None = None
+    """Width of an attention head; None where the heads together are as wide as the model (in Qwen3 they are wider)."""
+    biases: bool = False
+    """Queries, keys and values have biases (Qwen2)."""
+    head_norms: bool = False
+    """Queries and keys are normalised per head (Qwen3)."""
+
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        return self.head or self.hidden // self.heads
+
+    @property
+    def query_width(self) -> int:
+        """Width of the queries of all heads."""
+        return self.head_width * self.heads
 
     @property
     def kv_width(self) -> int:
         """Width of the keys, and of the values."""
-        return self.hidden // self.heads * self.kv_heads
+        return self.head_width * self.kv_heads
 
     @property
     def layer_matrices(self) -> int:
         """Weights of a layer's seven projections."""
-        return 2 * self.hidden * (self.hidden + self.kv_width) + 3 * self.hidden * self.intermediate
+        return 2 * self.hidden * (self.query_width + self.kv_width) + 3 * self.hidden * self.intermediate
 
     @property
     def parameters(self) -> int:
         """All weights."""
         embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
-        return embeddings + self.layers * (self.layer_matrices + 2 * self.hidden) + self.hidden
+        small = 2 * self.hidden + self.biases * (self.query_width + 2 * self.kv_width)
+        small += self.head_norms * 2 * self.head_width
+        return embeddings + self.layers * (self.layer_matrices + small) + self.hidden
 
     def adapters(self, rank: int) -> int:
         """Weights of adapters on the seven projections: ``rank * (inputs + outputs)`` of each."""
-        wide = 2 * (self.hidden + self.hidden) + 2 * (self.hidden + self.kv_width)
+        wide = 2 * (self.hidden + self.query_width) + 2 * (self.hidden + self.kv_width)
         return self.layers * rank * (wide + 3 * (self.hidden + self.intermediate))
 
     def cache(self) -> int:

@@ -228,10 +228,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(tiny_policy: Path, miniatu
         model, _ = load_policy(tiny_policy)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
         reference = load_policy(tiny_policy)[0]
-        policy_step(
-            model, reference, optimizer, completions, advantages, miniature.policy, rate=1e-2, kl=0.02,
-            batch_tokens=budget,
-        )  # fmt: skip
+        params = miniature.policy.model_copy(update={"micro_batch_tokens": budget})
+        policy_step(model, reference, optimizer, completions, advantages, params, rate=1e-2, kl=0.02)
         results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
 

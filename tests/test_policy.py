@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +115,21 @@ def test_shared_prompts_read_as_whole_rows_do(
         torch.autograd.grad(sum(mine), weights), torch.autograd.grad(sum(theirs), weights), strict=True
     ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_shared_prompts_are_read_with_their_rows_where_a_cache_is_switched_off() -> None:
+    """Gradient checkpointing recomputes a layer from its input alone, so transformers gives such a model no cache."""
+    rows = SharedPrompts.of([[5, 6, 7], [5, 6, 7], [8, 9]], [[1, 2], [3], [4, 5, 6]], 0, torch.device("cpu"))
+    plain = rows.read(small("llama"), output_hidden_states=True)
+    model = copy.deepcopy(small("llama")).train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    out = rows.read(model, output_hidden_states=True)
+    for row, length in enumerate((3, 2, 4)):
+        torch.testing.assert_close(out.logits[row, :length], plain.logits[row, :length], atol=1e-5, rtol=1e-4)
+        for one, other in zip(out.hidden_states, plain.hidden_states, strict=True):
+            torch.testing.assert_close(one[row, :length], other[row, :length], atol=1e-5, rtol=1e-4)
+    model.eval()
+    torch.testing.assert_close(rows.read(model).logits, plain.logits, atol=1e-5, rtol=1e-4)
 
 
 @cache

@@ -409,3 +409,21 @@ def test_prompts_and_foreign_folders_are_refused(surprisal: RewardModel, tmp_pat
     (tmp_path / "reward.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(RairlError, match="format 99"):
         RewardModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"head": "linear", "train": "lora"}, {"head": "surprisal", "train": "lora"}])
+def test_gradient_checkpointing_changes_no_gradient(
+    values: dict[str, object], tiny_policy: Path, miniature: Params, demos: list[Trace]
+) -> None:
+    found = []
+    for on in (False, True):
+        model = new_reward(tiny_policy, change(miniature, **values, gradient_checkpointing=on, dropout=0.0), seed=1)
+        for parameter in model.head.parameters():
+            torch.nn.init.constant_(parameter, 0.01)  # a head of zeros would pass no gradient on
+        model.train()
+        assert model.adapter is not None and model.adapter.is_gradient_checkpointing is on
+        model.logits(model.read(demos[:3])).sum().backward()
+        found.append([value.grad for value in model.trained_parameters()])
+    assert any(value.abs().max() > 0 for value in found[0][2:])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

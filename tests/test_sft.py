@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from rairl.errors import RairlError
 from rairl.learn.checkpoints import checkpoint_folder, latest
-from rairl.learn.sft import Fit, adamw, cosine, examples, fit, lm_loss, mean_loss, muon, shuffled_batches
+from rairl.learn.sft import Fit, _backward, adamw, cosine, examples, fit, lm_loss, mean_loss, muon, shuffled_batches
 from rairl.models.policy import load_policy, token_logprobs
 from rairl.params import Params
 from rairl.traces import Trace
@@ -38,6 +38,20 @@ def test_mean_loss_weighs_tokens_whatever_the_batches(tiny_policy: Path, demos: 
     rows = examples(tokenizer, demos)
     one = mean_loss(model, rows, 0, batch_size=3)
     assert one == pytest.approx(mean_loss(model, rows, 0, batch_size=100), rel=1e-5)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_policy: Path, demos: list[Trace]) -> None:
+    model, tokenizer = load_policy(tiny_policy)
+    rows = examples(tokenizer, demos[:5])
+    found = []
+    for tokens in (None, 2 * max(len(ids) for ids, _ in rows), 1):
+        model.zero_grad(set_to_none=True)
+        loss = _backward(model, rows, tokenizer.pad_token_id, tokens)
+        found.append((loss, [value.grad.clone() for value in model.parameters()]))
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        for one, other in zip(gradients, found[0][1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from rairl.learn.adversarial import policy_loss, policy_step
+from rairl.learn.adversarial import policy_loss
 from rairl.models.adapters import add_lora, twin
 from rairl.models.policy import SharedPrompts
+from rairl.params import PolicyParams
 from rairl.sizing import FITTING, GB, LLAMA_8B, PUBLISHED, Architecture, Gpu, Plan, hours, memory, seconds, table
 
 SMALL = [
@@ -131,7 +131,7 @@ def test_a_policy_update_with_frozen_weights_costs_three_forward_passes() -> Non
 
 def test_the_plan_is_what_the_code_does() -> None:
     assert PUBLISHED.rows == 128 and PUBLISHED.tokens == 143_872
-    assert PUBLISHED.micro_batch == inspect.signature(policy_step).parameters["batch_tokens"].default
+    assert PUBLISHED.micro_batch == PolicyParams.model_fields["micro_batch_tokens"].default
 
 
 def test_memory_is_the_sum_of_what_is_held_and_the_largest_of_what_passes() -> None:

@@ -180,7 +180,6 @@ def policy_step(
     *,
     rate: float,
     kl: float,
-    batch_tokens: int = 16384,
 ) -> Metrics:
     """One optimiser step on all completions, in micro-batches; the loss is a mean over completion tokens.
 
@@ -200,7 +199,7 @@ def policy_step(
     lengths = [len(completions[index].prompt_ids) + len(completions[index].ids) for index in share]
     optimizer.zero_grad(set_to_none=True)
     sums = np.zeros(3)
-    for batch in batches_by_length(lengths, batch_tokens):
+    for batch in batches_by_length(lengths, params.micro_batch_tokens):
         chosen = [share[at] for at in batch]
         items = [completions[index] for index in chosen]
         rows = SharedPrompts.of([item.prompt_ids for item in items], [item.ids for item in items], 0, device)

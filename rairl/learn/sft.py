@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.learn import checkpoints, distributed
-from rairl.models.policy import encode, pad
+from rairl.models.policy import batches_by_length, encode, pad
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Fit:
         rate: learning rate at a global step.
         evaluate: dev loss after an epoch; with it the best epoch's weights win.
         patience: epochs without a better dev loss that end the training; None runs them all.
+        micro_batch_tokens: tokens, padding included, that go through at once; None for the whole batch.
     """
 
     optimizers: Sequence[torch.optim.Optimizer]
@@ -86,6 +87,7 @@ class Fit:
     rate: Callable[[int], float]
     evaluate: Callable[[PreTrainedModel], float] | None = None
     patience: int | None = None
+    micro_batch_tokens: int | None = None
 
 
 def fit(
@@ -154,7 +156,7 @@ def _epoch(
     total, batches = 0.0, plan.batches(epoch)
     for step, batch in enumerate(batches, start=first):  # a bar that is switched off would count nothing
         model.zero_grad(set_to_none=True)
-        value = _backward(model, batch, pad_id)
+        value = _backward(model, batch, pad_id, plan.micro_batch_tokens)
         if not math.isfinite(value):
             raise RairlError(f"the loss is {value} at batch {step} of {desc}; lower the learning rate")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -168,16 +170,28 @@ def _epoch(
     return {"train/loss": total / max(1, len(batches)), "batches": first + len(batches)}
 
 
-def _backward(model: PreTrainedModel, batch: Sequence[Example], pad_id: int) -> float:
+def _backward(
+    model: PreTrainedModel, batch: Sequence[Example], pad_id: int, micro_batch_tokens: int | None = None
+) -> float:
     """Gradient of the batch's mean loss per token, each process having done its share; returns the loss."""
     share = distributed.mine(batch)
     value = 0.0
-    if share:
-        loss = lm_loss(model, share, pad_id) * (supervised(share) / supervised(batch))
+    for part in _micro_batches(share, micro_batch_tokens):
+        loss = lm_loss(model, part, pad_id) * (supervised(part) / supervised(batch))
         loss.backward()
-        value = loss.item()
+        value += loss.item()
     distributed.sum_gradients(model.parameters())
     return distributed.total(value)
+
+
+def _micro_batches(share: Sequence[Example], tokens: int | None) -> Iterator[Sequence[Example]]:
+    if not share:
+        return
+    if tokens is None:
+        yield share
+        return
+    for chosen in batches_by_length([len(ids) for ids, _ in share], tokens):
+        yield [share[index] for index in chosen]
 
 
 def supervised(batch: Sequence[Example]) -> int:

@@ -203,19 +203,29 @@ class SharedPrompts:
 
         if not self.heads.shape[1]:
             return model(input_ids=self.tails, use_cache=False, **options)
+        seen = self.mask[self.owner]
+        where = {
+            "attention_mask": torch.cat([seen, torch.ones_like(self.tails)], -1),
+            "position_ids": seen.sum(-1, keepdim=True) + torch.arange(self.tails.shape[1], device=seen.device),
+        }
+        if model.training and model.is_gradient_checkpointing:  # a layer is recomputed from its input: without a cache
+            return self._read_whole(model, where, options)
         cache = DynamicCache(config=model.config)
         keep = {} if model.get_output_embeddings() is None else {"logits_to_keep": 1}
         model(input_ids=self.heads, past_key_values=cache, use_cache=True, **keep)
         cache.batch_select_indices(self.owner)
-        seen = self.mask[self.owner]
-        return model(
-            input_ids=self.tails,
-            attention_mask=torch.cat([seen, torch.ones_like(self.tails)], -1),
-            position_ids=seen.sum(-1, keepdim=True) + torch.arange(self.tails.shape[1], device=seen.device),
-            past_key_values=cache,
-            use_cache=True,
-            **options,
-        )
+        return model(input_ids=self.tails, past_key_values=cache, use_cache=True, **where, **options)
+
+    def _read_whole(self, model: PreTrainedModel, where: dict[str, Tensor], options: dict[str, Any]) -> ModelOutput:
+        """The same, each row reading its own prompt: head, gap and tail side by side."""
+        ids = torch.cat([self.heads[self.owner], self.tails], -1)
+        before = torch.arange(self.heads.shape[1], device=ids.device).expand(len(ids), -1)
+        where = {**where, "position_ids": torch.cat([before, where["position_ids"]], -1)}
+        out = model(input_ids=ids, use_cache=False, **where, **options)
+        width = self.tails.shape[1]
+        for name, value in out.items():
+            out[name] = tuple(part[:, -width:] for part in value) if isinstance(value, tuple) else value[:, -width:]
+        return out
 
 
 def token_logprobs(model: PreTrainedModel, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:

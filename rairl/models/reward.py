@@ -457,6 +457,10 @@ def reward_on(
     reward = RewardModel(backbone, tokenizer, params)
     if params.train == "lora":
         reward.adapter = add_lora(twin(backbone), params.lora_rank, seed=seed)
+    if params.gradient_checkpointing:
+        body = backbone if reward.adapter is None else reward.adapter
+        # Reentrant checkpoints want inputs with a gradient, which the embeddings of a frozen body don't have.
+        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return reward
 
 

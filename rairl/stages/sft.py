@@ -103,6 +103,7 @@ def fine_tune(
         rate=lambda step: params.learning_rate * min(1.0, (step + 1) / warmup),
         evaluate=lambda current: mean_loss(current, held_out, tokenizer.pad_token_id),
         patience=params.patience,
+        micro_batch_tokens=params.micro_batch_tokens,
     )
 
     def on_epoch(row: dict[str, float]) -> None:

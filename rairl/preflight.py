@@ -1,0 +1,280 @@
+"""Before money is spent: what a run needs (``rairl plan``), and whether this machine can give it (``rairl doctor``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rairl.errors import RairlError
+from rairl.params import Params, RealText
+from rairl.presets import hub_sources
+from rairl.sizing import GB, Architecture, Gpu, Plan, hours, memory, per_gpu, seconds
+
+GPUS = {
+    "h100": Gpu(),
+    "h200": Gpu(memory=141 * GB, bandwidth=4.8e12),
+    "a100": Gpu(operations=312e12, bandwidth=2.04e12),
+    "l40s": Gpu(memory=48 * GB, operations=362e12, bandwidth=0.86e12),
+    "rtx 4090": Gpu(memory=24 * GB, operations=165e12, bandwidth=1.01e12),
+}
+"""By name: the makers' memory, bfloat16 rate and bandwidth; the shares reached are assumptions, see :class:`Gpu`."""
+USABLE = 0.95
+"""Share of a GPU's memory to plan with; the rest is the driver's and lost between blocks."""
+TOKENS_PER_WORD = 4 / 3
+READ_TOKENS = 16384
+"""Tokens that the reward reads at once."""
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The sizes in a model's ``config.json``.
+
+    Raises:
+        RairlError: when it is not of the Llama family.
+    """
+    kind = config.get("model_type")
+    if kind not in ("llama", "qwen2", "qwen3"):
+        raise RairlError(f"sizes are known for llama, qwen2 and qwen3, not for {kind!r}")
+    return Architecture(
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+        vocabulary=config["vocab_size"],
+        tied=config.get("tie_word_embeddings", False),
+        head=config.get("head_dim"),
+        biases=kind == "qwen2",
+        head_norms=kind == "qwen3",
+    )
+
+
+def read_config(source: str, revision: str | None) -> dict[str, Any]:
+    """``config.json`` of a folder, or of a hub model (a few kilobytes).
+
+    Raises:
+        RairlError: when neither can be read.
+    """
+    path = Path(source) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(source, "config.json", revision=revision))
+        except Exception as error:  # the hub client raises a dozen unrelated types
+            raise RairlError(
+                f"{source}: no folder with a config.json, and the hub does not give it ({type(error).__name__}); see "
+                "`rairl doctor`"
+            ) from error
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def plan_of(params: Params) -> Plan:
+    """The run that the parameters describe, with lengths at their longest."""
+    base, policy, reward = params.base, params.policy, params.reward
+    if base.source == "builtin":
+        sizes = Architecture(
+            base.hidden_size, base.hidden_size * 5 // 2, base.layers, base.heads, base.heads, base.vocab_size, tied=True
+        )
+    else:
+        sizes = architecture(read_config(base.source, base.revision))
+    own = reward.backbone in ("base", "sft", "peer", "shared")
+    body = sizes if own else architecture(read_config(reward.backbone, reward.revision))
+    words = params.dataset.max_problem_words if isinstance(params.dataset, RealText) else None
+    return Plan(
+        policy=sizes,
+        reward=body,
+        rank=max(policy.lora_rank, reward.lora_rank if reward.train == "lora" else 0),
+        prompts=policy.prompts_per_iteration,
+        group=policy.group_size,
+        prompt=round(words * TOKENS_PER_WORD) if words else 300,
+        completion=policy.max_new_tokens,
+        iterations=policy.iterations,
+        warmup_updates=reward.warmup_updates,
+        updates=max(1, reward.updates_per_iteration),
+        traces_per_update=reward.demos_per_update * (3 + reward.perturbations),
+        micro_batch=policy.micro_batch_tokens,
+    )
+
+
+class Needs(NamedTuple):
+    """What a run needs: lines to print, and why it does not fit (None when it does)."""
+
+    lines: list[str]
+    problem: str | None
+
+
+def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
+    """Parameters, memory, tokens and hours of the rairl stage on ``gpus`` GPUs.
+
+    Without adapters all weights learn: their gradients and Adam's state are counted at 16 bytes a weight, and the KL
+    reference as a second copy.
+    """
+    plan = plan_of(params)
+    parts = memory(plan, gpus)
+    trained = {"policy": plan.policy.adapters(params.policy.lora_rank), "reward": 0}
+    if params.policy.train == "full":
+        trained["policy"] = plan.policy.parameters
+    if params.reward.train != "head":
+        lora = params.reward.train == "lora"
+        trained["reward"] = plan.reward.adapters(params.reward.lora_rank) if lora else plan.reward.parameters
+    else:
+        parts["update reward"] = 0.0
+    if params.reward.gradient_checkpointing:
+        parts["update reward"] = checkpointed(plan, gpus)
+    if params.policy.train == "full":
+        parts["policy"] *= 2
+    if params.reward.backbone == "shared":
+        parts["reward"] = 0.0
+    parts["adapters, gradients, Adam"] = 16.0 * sum(trained.values())
+    passing = ("generate", "update policy", "update reward")
+    held = sum(value for name, value in parts.items() if name not in (*passing, "peak"))
+    largest = max(passing, key=lambda name: parts[name])
+    parts["peak"] = held + parts[largest]
+    lines = [
+        f"parameters: policy {plan.policy.parameters / 1e9:.2f} billion, reward {plan.reward.parameters / 1e9:.2f}",
+        f"trainable: policy {trained['policy'] / 1e6:.1f} million, reward {trained['reward'] / 1e6:.1f} and its head",
+        f"tokens per iteration: {plan.tokens:,} at most ({plan.rows} completions of {plan.length} with their prompts)",
+        *(f"GB per GPU, {name}: {value / GB:.1f}" for name, value in parts.items()),
+        *(f"seconds per iteration, {name}: {value:.1f}" for name, value in seconds(plan, gpus, gpu).items()),
+        f"hours of the rairl stage: {hours(plan, gpus, gpu):.1f} (counts divided by assumed rates, not measured)",
+    ]
+    if parts["peak"] <= USABLE * gpu.memory:
+        return Needs(lines, None)
+    advice = {
+        "generate": "policy.group_size or policy.prompts_per_iteration",
+        "update policy": "policy.micro_batch_tokens",
+        "update reward": "reward.demos_per_update, or set reward.gradient_checkpointing or reward.train head",
+    }
+    shrink = "a smaller model" if held > USABLE * gpu.memory else f"lower {advice[largest]}"
+    return Needs(
+        lines,
+        f"it does not fit: {parts['peak'] / GB:.1f} GB at the peak ({largest}) of {gpu.memory / GB:.0f} GB; {shrink}",
+    )
+
+
+def checkpointed(plan: Plan, gpus: int) -> float:
+    """Bytes of the reward's update with gradient checkpointing: each layer's input in bfloat16, and one whole layer."""
+    tokens = per_gpu(plan.traces_per_update, gpus) * plan.length
+    inputs = 2 * plan.reward.layers * plan.reward.hidden * tokens
+    return float(inputs + min(tokens, READ_TOKENS) * plan.reward.activations(plan.rank) / plan.reward.layers)
+
+
+def find_gpu(name: str | None) -> tuple[Gpu, str]:
+    """The GPU that is named, else the one found here, else an H100; and what to call it.
+
+    Raises:
+        RairlError: for a name that is not in :data:`GPUS`.
+    """
+    if name is not None:
+        if name.lower() not in GPUS:
+            raise RairlError(f"GPU {name!r} is unknown; one of {', '.join(GPUS)}")
+        return GPUS[name.lower()], name.upper()
+    import torch
+
+    if not torch.cuda.is_available():
+        return GPUS["h100"], "H100 (none found here; name another with --gpu)"
+    found = torch.cuda.get_device_properties(0)
+    known = next((gpu for key, gpu in GPUS.items() if key in found.name.lower()), None)
+    told = found.name if known is not None else f"{found.name} (rates unknown: an A100's assumed)"
+    return replace(known or GPUS["a100"], memory=float(found.total_memory)), told
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+class Finding(NamedTuple):
+    """One check: whether all is well, what was found, and what to do if not."""
+
+    good: bool
+    text: str
+    remedy: str = ""
+
+
+def doctor(params: Params, folder: Path) -> Iterator[Finding]:
+    """GPU, memory, disk, versions, hub access and the MLflow server, for a run of ``params`` in ``folder``."""
+    yield _gpu(params)
+    yield _disk(params, folder)
+    yield from _versions()
+    yield from _hub(params)
+    yield _tracking(folder)
+
+
+def _gpu(params: Params) -> Finding:
+    import torch
+
+    small = params.base.source == "builtin"
+    if not torch.cuda.is_available():
+        built = "with" if torch.version.cuda else "without"
+        text = f"GPU: none (torch {torch.__version__}, built {built} CUDA)"
+        return Finding(small, text, "run where there is a GPU and install torch's CUDA build, see pytorch.org")
+    found = torch.cuda.get_device_properties(0)
+    text = (
+        f"GPU: {torch.cuda.device_count()} x {found.name}, {found.total_memory / GB:.0f} GB, CUDA {torch.version.cuda}"
+    )
+    return Finding(True, text)
+
+
+def _disk(params: Params, folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    try:
+        plan = plan_of(params)
+    except RairlError as error:
+        return Finding(
+            False, f"disk: {free / GB:.0f} GB free; how much is needed is unknown ({error})", "see hub below"
+        )
+    # base, sft, its last epoch, grpo, policy and the reward, in bfloat16, and the reward's checkpoints
+    kept = 2 + params.policy.iterations // params.reward.register_every
+    wanted = 2.0 * (5 * plan.policy.parameters + kept * plan.reward.parameters) + GB
+    text = f"disk: {free / GB:.0f} GB free in {folder.resolve()}, about {wanted / GB:.0f} GB needed"
+    return Finding(free >= wanted, text, "free some, run in another folder, or raise reward.register_every")
+
+
+def _versions() -> Iterator[Finding]:
+    for name in ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow", "math-verify"):
+        try:
+            yield Finding(True, f"{name}: {version(name)}")
+        except PackageNotFoundError:
+            yield Finding(False, f"{name}: not installed", "run `make setup`, or pip install -r requirements.lock")
+
+
+def _hub(params: Params) -> Iterator[Finding]:
+    values = params.model_dump()
+    sources = hub_sources(values)
+    if not sources:
+        yield Finding(True, "hub: not needed, every source is built in or a file")
+    from huggingface_hub import HfApi
+
+    for section, key, source in sources:
+        api = HfApi()
+        revision = values[section][key]
+        try:
+            ask = api.dataset_info if section == "dataset" else api.model_info
+            commit = ask(source, revision=revision, timeout=10).sha
+        except Exception as error:  # the hub client raises a dozen unrelated types
+            remedy = "check the network, accept the licence on its page, and log in with `hf auth login` or HF_TOKEN"
+            yield Finding(False, f"hub: {source} can't be read ({type(error).__name__})", remedy)
+            continue
+        text = f"hub: {source} is readable at {commit}"
+        yield Finding(revision is not None, text, f"set {section}.{key} to that commit, or compose with --pin")
+
+
+def _tracking(folder: Path) -> Finding:
+    from rairl.tracking import tracking_uri
+
+    uri = tracking_uri(folder)
+    if not uri.startswith("http"):
+        return Finding(os.access(folder, os.W_OK), f"MLflow: {uri}", f"make {folder} writable")
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return Finding(True, f"MLflow: {uri} answers")
+    except OSError as error:
+        remedy = "start it, correct MLFLOW_TRACKING_URI, or unset it to track into mlflow.db (training goes on without)"
+        return Finding(False, f"MLflow: {uri} does not answer ({error})", remedy)

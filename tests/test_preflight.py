@@ -1,0 +1,122 @@
+"""What a run needs is counted right, a run that can't fit is refused, and every check says what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rairl import preflight
+from rairl.errors import RairlError
+from rairl.params import Params, load_params, parse_params
+from rairl.preflight import GPUS, architecture, doctor, find_gpu, needs
+from rairl.presets import compose, merged
+
+QWEN25_7B = {
+    "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN3_4B = {
+    "model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "head_dim": 128,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def test_sizes_are_the_published_ones() -> None:
+    assert architecture(QWEN25_7B).parameters == 7_615_616_512
+    assert architecture(QWEN3_4B).parameters == 4_022_468_096
+    with pytest.raises(RairlError, match="not for 'gpt2'"):
+        architecture({"model_type": "gpt2"})
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_sizes_and_adapters_equal_those_of_models_that_are_built(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from rairl.models.adapters import add_lora
+
+    values = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 64, "head_dim": 16 if kind == "qwen3" else 8,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **values)
+    model = AutoModelForCausalLM.from_config(config)
+    sizes = architecture({**values, "model_type": kind, "tie_word_embeddings": config.tie_word_embeddings})
+    assert sizes.parameters == sum(value.numel() for value in model.parameters())
+    add_lora(model, 3, seed=0)
+    assert sizes.adapters(3) == sum(value.numel() for value in model.parameters() if value.requires_grad)
+
+
+def cell(folder: Path, config: dict[str, object], *words: str) -> Params:
+    """A published cell whose model is a folder with nothing but its configuration."""
+    (folder / "config.json").write_text(json.dumps(config))
+    values = compose(["dataset=gsm8k", "model=qwen3-4b", "method=interval", *words])
+    return parse_params(merged(values, {"base": {"source": str(folder)}}))
+
+
+LLAMA_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [QWEN25_7B, QWEN3_4B, LLAMA_8B], ids=lambda config: config["model_type"])
+def test_a_published_cell_fits_one_gpu_of_80_gb_by_the_formulas(tmp_path: Path, config: dict[str, object]) -> None:
+    assert needs(cell(tmp_path, config), GPUS["h100"], 1).problem is None
+
+
+def test_a_run_that_cannot_fit_says_what_to_lower(tmp_path: Path) -> None:
+    lines, problem = needs(cell(tmp_path, QWEN3_4B, "reward.gradient_checkpointing=false"), GPUS["h100"], 1)
+    assert problem is not None and "update reward" in problem and "reward.gradient_checkpointing" in problem
+    text = "\n".join(lines)
+    assert "policy 4.02 billion, reward 4.02" in text and "tokens per iteration: 143,872 at most" in text
+    assert "hours of the rairl stage" in text
+    assert "a smaller model" in str(needs(cell(tmp_path, QWEN25_7B), GPUS["rtx 4090"], 1).problem)
+
+
+def test_the_default_fits_anywhere(root: Path) -> None:
+    assert needs(load_params(root / "params.yaml"), GPUS["rtx 4090"], 1).problem is None
+
+
+def test_a_gpu_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_gpu("A100") == (GPUS["a100"], "A100")
+    with pytest.raises(RairlError, match="one of h100, h200"):
+        find_gpu("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_gpu(None)[0] == GPUS["h100"]
+
+
+def test_a_source_without_configuration_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def offline(*_: object, **__: object) -> str:
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(RairlError, match=r"some/model: no folder .*rairl doctor"):
+        preflight.read_config("some/model", None)
+
+
+def test_the_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    class Hub:
+        def dataset_info(self, name: str, **_: object) -> None:
+            raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    found = list(doctor(cell(tmp_path, QWEN3_4B), tmp_path))
+    bad = {finding.text.split(":")[0] for finding in found if not finding.good}
+    assert {"GPU", "hub", "MLflow"} <= bad
+    assert all(finding.remedy for finding in found if not finding.good)
+    assert any(finding.text.startswith("disk:") and "needed" in finding.text for finding in found)
+
+
+def test_the_doctor_is_content_with_the_default(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = list(doctor(load_params(root / "params.yaml"), tmp_path))
+    assert {finding.text.split(":")[0] for finding in found if not finding.good} <= {"math-verify"}
