@@ -52,7 +52,7 @@ def plain_step(line: str) -> str:
     operators, ``x`` or ``*`` for times.
     """
     line = _MARK.sub("", line).translate(_UNICODE)
-    line = re.sub(rf"(?<![\d.,]){NUMBER}(?!\.?\d)", lambda match: _plain_number(match[0]), line)
+    line = re.sub(rf"(?<![\d.,]){NUMBER}(?![.,]?\d)", lambda match: _plain_number(match[0]), line)
     line = " ".join(re.sub(r"\$ (?=\d)", "$", line).split())
     return re.sub(r"(?<![.\s])\.$", "", line)
 
