@@ -344,7 +344,7 @@ def test_the_stage_keeps_the_weights_that_score(make: Make, demos: list[Trace], 
     reward.update([], "0")
     training = object.__new__(_Training)
     training.reward, training.model, training.log, training.work = reward, reward.model, NullRun(), tmp_path
-    training.dev = make_dev(demos[:4], [], copies=1, seed=0)
+    training.dev, training.data = make_dev(demos[:4], [], copies=1, seed=0), tmp_path
     training._keep(0)
     kept = RewardModel.from_pretrained(tmp_path / "rewards" / "step-00000").score(demos[:1])[0].last
     with reward.scoring():
