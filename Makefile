@@ -22,7 +22,7 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-# The policy's branch and the reward's side by side: two processes of one thread each are faster than one of two, whose
+# Stages that do not need each other side by side: two processes of one thread each are faster than one of two, whose
 # threads wait for each other at every layer of so small a model. A GPU is left to one process.
 JOBS ?= $(if $(shell command -v nvidia-smi),1,2)
 ifneq ($(JOBS),1)
@@ -30,7 +30,8 @@ repro: export OMP_NUM_THREADS ?= 1
 endif
 repro: setup ## run the pipeline of dvc.yaml on params.yaml; only what has changed runs again (JOBS=1: a stage at a time)
 ifneq ($(JOBS),1)
-	@dvc status -q || { dvc repro prepare && $(call together,base sft,peer) && $(call together,grpo,rairl); }
+	@dvc status -q || { dvc repro prepare && $(call together,base sft,peer) && $(call together,grpo,rairl) \
+		&& dvc repro -s sample && $(call together,posttrain,rerank) && $(call together,localise,audit); }
 endif
 	@dvc repro
 	@rairl summary

@@ -119,7 +119,8 @@ def study(
 
     Runs share every stage that their parameters don't tell apart, within a study and between the studies of a folder.
     """
-    from rairl.study import cores, load_studies, run_studies
+    from rairl.processes import cores
+    from rairl.study import load_studies, run_studies
 
     for written in run_studies(load_studies(files, params), folder, jobs=jobs or cores(), docs=docs):
         _say(f"wrote {written}")

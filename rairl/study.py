@@ -17,12 +17,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +30,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rairl.errors import RairlError
 from rairl.params import NonNegativeInt, Params, Section, load_params, parse_params
+from rairl.processes import cores, pool
 from rairl.stages import INPUTS, OUTPUTS, STAGES, input_files_digest, producer, run_stage, write_figures
 
 if TYPE_CHECKING:
@@ -334,18 +334,18 @@ def carry_out(
             fail(other, why)
 
     with _threads(max(1, cores() // jobs)):
-        pool = _pool(jobs)
+        workers = pool(jobs)
         try:
             while waiting or running:
                 undone = waiting.keys() | {task.folder for task in running.values()}
                 ready = [task for task in waiting.values() if not task.needs & undone]
                 for task in ready[: at_once - len(running)]:
-                    running[pool.submit(do, waiting.pop(task.folder), root)] = task
+                    running[workers.submit(do, waiting.pop(task.folder), root)] = task
                 bar.set_postfix_str("; ".join(f"{task.log.parent}: {task.name}" for task in running.values()))
                 done = wait(running, return_when=FIRST_COMPLETED).done
                 if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
                     done = wait(running).done  # a process that was killed takes the others' tasks with it
-                    pool = _pool(jobs)
+                    workers = pool(jobs)
                 for future in done:
                     task = running.pop(future)
                     bar.update(_seconds(task))
@@ -355,22 +355,12 @@ def carry_out(
                         fail(task, f"{task.name}: {_reason(error)} (see {task.log})")
                 at_once = jobs
         finally:
-            pool.shutdown(cancel_futures=True)
+            workers.shutdown(cancel_futures=True)
             bar.close()
     return failed
 
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} to go{postfix}"
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: a copy of a process in which torch has started threads may hang.
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
 
 
 @contextmanager

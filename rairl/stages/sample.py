@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from rairl.evaluate.candidates import TRANSFERRED, candidates_path, first_questions, temperature_label
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.params import Params
+from rairl.processes import idle_jobs, pool
 from rairl.stats import Estimate, exact
 from rairl.traces import Trace, read_traces, write_traces
 
@@ -55,12 +57,25 @@ def sample(
         ``sample.<policy>.candidates`` for each policy.
     """
     inputs = {"base": base, "sft": sft, "sft_last": sft_last, "peer": peer, "grpo": grpo, "policy": policy}
-    return {
-        f"sample.{name}.candidates": exact(
-            draw(params, name, data=data, model=inputs[source], base=base, sft=sft, peer=peer, candidates=candidates)
-        )
-        for name, source in sources(params).items()
-    }
+    models = {name: inputs[source] for name, source in sources(params).items()}
+    shared = {"data": data, "base": base, "sft": sft, "peer": peer, "candidates": candidates}
+    counts = _draw_all(params, models, shared)
+    return {f"sample.{name}.candidates": exact(counts[name]) for name in models}
+
+
+def _draw_all(params: Params, models: dict[str, Path], shared: dict[str, Path]) -> dict[str, int]:
+    """Samples of every policy: side by side where cores are idle. What is drawn does not depend on it."""
+    jobs = min(idle_jobs(), len(models))
+    if jobs == 1:
+        return {name: draw(params, name, model=model, **shared) for name, model in models.items()}
+    from tqdm import tqdm
+
+    with pool(jobs) as workers:
+        # The ranked ones first: they take longest, and a long task that starts last leaves the other cores idle.
+        longest_first = sorted(models, key=lambda name: name not in RANKED)
+        drawn = {workers.submit(draw, params, name, model=models[name], **shared): name for name in longest_first}
+        bar = tqdm(as_completed(drawn), total=len(drawn), desc="sample", unit="policy")
+        return {drawn[done]: done.result() for done in bar}
 
 
 def sources(params: Params) -> dict[str, str]:

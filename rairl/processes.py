@@ -1,0 +1,24 @@
+"""Work in several processes of one machine."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def idle_jobs() -> int:
+    """Processes that fit on the cores if each computes with as many threads as this one; 1 on a GPU."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else max(1, cores() // torch.get_num_threads())
+
+
+def pool(jobs: int) -> ProcessPoolExecutor:
+    """A pool of ``jobs`` processes, spawned, not forked: a copy of a process in which torch has threads may hang."""
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
