@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rairl.errors import RairlError
+from rairl.jsonl import no_rows, parse_object, read_lines
 
 if TYPE_CHECKING:
     import datasets
@@ -211,11 +212,9 @@ def read_traces(
     path = Path(path)
     traces: list[Trace] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
-            trace = _parse(line)
+            trace = Trace.from_json(parse_object(line))
             check(trace)
             if trace.id in seen:
                 raise RairlError(
@@ -230,29 +229,8 @@ def read_traces(
         seen[trace.id] = number
         traces.append(trace)
     if not traces and not allow_empty:
-        raise RairlError(f"{path} has no usable rows; at least one JSON object per line is needed")
+        raise no_rows(path)
     return traces
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise RairlError(f"{path} does not exist; check the path or run the stage that makes it") from error
-    except IsADirectoryError as error:
-        raise RairlError(f"{path} is a folder; a JSON-lines file is needed") from error
-    except UnicodeDecodeError as error:
-        raise RairlError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
-
-
-def _parse(line: str) -> Trace:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RairlError(f"not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise RairlError(f"a JSON object is needed, not {type(row).__name__}")
-    return Trace.from_json(row)
 
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:

@@ -76,7 +76,7 @@ def test_bad_lines_stop_or_are_left_out_with_their_number(tmp_path: Path) -> Non
         read_own(write(tmp_path, "{"), skip_bad=True)
     with pytest.raises(RairlError, match=r"absent\.jsonl does not exist"):
         read_own(tmp_path / "absent.jsonl")
-    with pytest.raises(RairlError, match="is not a UTF-8 text file"):
+    with pytest.raises(RairlError, match="is a folder; a JSON-lines file is needed"):
         read_own(tmp_path)
 
 

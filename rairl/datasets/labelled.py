@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rairl.answers import answers_match, extract_answer
-from rairl.datasets.gsm8k import read_rows, text_field
+from rairl.datasets.source import read_rows, text_field
 from rairl.errors import RairlError
 from rairl.segment import NUMBERED, compose, merge_numbered
 from rairl.traces import Trace, require_unique_ids

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rairl.answers import answers_match, normalise_answer
-from rairl.datasets import Splits, gsm8k, labelled, question_key
+from rairl.datasets import Splits, gsm8k, labelled, question_key, source
 from rairl.errors import RairlError
 from rairl.params import LoggedDataset
 from rairl.segment import compose
@@ -101,7 +101,7 @@ def load_candidates(path: str | Path) -> list[Trace]:
         RairlError: naming file, line and field.
     """
     traces, seen = [], dict[str, int]()
-    for number, row in gsm8k.read_rows(path):
+    for number, row in source.read_rows(path):
         try:
             found = _candidates(row, f"gsm8k-test-{number - 1}")
             key = question_key(found[0].problem)
@@ -115,8 +115,8 @@ def load_candidates(path: str | Path) -> list[Trace]:
 
 
 def _candidates(row: dict[str, Any], key: str) -> list[Trace]:
-    problem = gsm8k.text_field(row, "question").strip()
-    _, gold = gsm8k.split_solution(gsm8k.text_field(row, "ground_truth"), "A:")
+    problem = source.text_field(row, "question").strip()
+    _, gold = gsm8k.split_solution(source.text_field(row, "ground_truth"), "A:")
     if gold is None:
         raise RairlError("field 'ground_truth' has no line 'A: <answer>'")
     models = [name for name, value in row.items() if isinstance(value, dict)]
@@ -129,7 +129,7 @@ def _candidate(entry: dict[str, Any], name: str, problem: str, gold: str, key: s
     if not isinstance(entry.get("is_correct"), bool):
         raise RairlError(f"field '{name}.is_correct' must be true or false")
     try:
-        steps, answer = gsm8k.split_solution(gsm8k.text_field(entry, "solution"), "A:")
+        steps, answer = gsm8k.split_solution(source.text_field(entry, "solution"), "A:")
         text, spans = compose(steps, answer)
     except RairlError as error:
         raise RairlError(f"field '{name}.solution': {error}") from error

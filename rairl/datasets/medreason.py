@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any
 
 from rairl.answers import option_letter, options_of
-from rairl.datasets import Splits, choice, gsm8k, question_key, selection
+from rairl.datasets import Splits, choice, question_key, selection, source
 from rairl.errors import RairlError
 from rairl.params import MedReasonDataset
 from rairl.traces import Trace
@@ -29,24 +28,24 @@ def build(params: MedReasonDataset) -> Splits:
     """
     found: dict[str, Trace] = {}
     left_out: Counter[str] = Counter()
-    for where, number, row in gsm8k.rows(
+
+    def parse(row: source.Row, number: int) -> tuple[str, Trace | str]:
+        if row.get("dataset_name") not in params.sources:
+            return "", "other_source"
+        expert = expert_of(row, f"medreason-{number:05d}")
+        return question_key(row["question"]), expert
+
+    for question, expert in source.read(
         params.demos,
+        parse,
         revision=params.demos_revision,
         split="train",
-        config="default",
         key="demos",
         revision_key="demos_revision",
     ):
-        if row.get("dataset_name") not in params.sources:
-            left_out["other_source"] += 1
-            continue
-        try:
-            expert = expert_of(row, f"medreason-{number:05d}")
-        except RairlError as error:
-            raise RairlError(f"{where}: {error}") from error
         if isinstance(expert, str):
             left_out[expert] += 1
-        elif found.setdefault(question_key(row["question"]), expert) is not expert:
+        elif found.setdefault(question, expert) is not expert:
             left_out["repeated_question_text"] += 1
     traces = sorted(found.values(), key=lambda trace: trace.id)
     random.Random(f"test/{params.split_seed}").shuffle(traces)
@@ -54,13 +53,13 @@ def build(params: MedReasonDataset) -> Splits:
     return selection.assemble(traces[params.test :], test, params, dict(sorted(left_out.items())))
 
 
-def expert_of(row: dict[str, Any], key: str) -> Trace | str:
+def expert_of(row: source.Row, key: str) -> Trace | str:
     """An expert trace, or in a word why the row has none.
 
     Raises:
         RairlError: naming the field that is missing or of the wrong type.
     """
-    question, reasoning, answer = (gsm8k.text_field(row, name) for name in ("question", "reasoning", "answer"))
+    question, reasoning, answer = (source.text_field(row, name) for name in ("question", "reasoning", "answer"))
     if not isinstance(row.get("options"), str):
         raise RairlError("field 'options' must be a string with a line per option")
     options = options_of(row["options"])

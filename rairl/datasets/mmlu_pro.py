@@ -8,9 +8,8 @@ letter), ``category``. The test questions come without worked solutions, so thes
 from __future__ import annotations
 
 import random
-from typing import Any
 
-from rairl.datasets import Splits, choice, gsm8k, question_key, selection
+from rairl.datasets import Splits, choice, question_key, selection, source
 from rairl.errors import RairlError
 from rairl.params import MmluProDataset
 from rairl.traces import Trace
@@ -49,18 +48,14 @@ def questions(params: MmluProDataset) -> tuple[dict[int, Trace], dict[str, int]]
     found: dict[int, Trace] = {}
     seen: set[str] = set()
     left_out = {"other_category": 0, "repeated_in_benchmark": 0, "contradicts_the_answer": 0, "no_reasoning": 0}
-    for where, _, row in gsm8k.rows(
+    for row, (key, prompt) in source.read(
         params.questions,
+        lambda row, _: (row, question(row)),
         revision=params.questions_revision,
         split="test",
-        config="default",
         key="questions",
         revision_key="questions_revision",
     ):
-        try:
-            key, prompt = question(row)
-        except RairlError as error:
-            raise RairlError(f"{where}: {error}") from error
         text = question_key(row["question"])
         if params.category is not None and row.get("category") != params.category:
             left_out["other_category"] += 1
@@ -72,18 +67,16 @@ def questions(params: MmluProDataset) -> tuple[dict[int, Trace], dict[str, int]]
     return found, left_out
 
 
-def question(row: dict[str, Any]) -> tuple[int, Trace]:
+def question(row: source.Row) -> tuple[int, Trace]:
     """Id and prompt of a row of the benchmark.
 
     Raises:
         RairlError: naming the field that is missing or of the wrong type.
     """
-    key, options, answer = row.get("question_id"), row.get("options"), row.get("answer")
-    if not isinstance(key, int):
-        raise RairlError("field 'question_id' must be an integer")
+    key, options, answer = _id(row), row.get("options"), row.get("answer")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise RairlError("field 'options' must be a list of strings")
-    problem = choice.problem_of(gsm8k.text_field(row, "question"), options)
+    problem = choice.problem_of(source.text_field(row, "question"), options)
     if not isinstance(answer, str) or answer not in choice.LETTERS[: len(options)] or len(answer) != 1:
         raise RairlError(f"field 'answer' must be the letter of one of {len(options)} options, not {answer!r}")
     return key, Trace(id=f"mmlu-pro-{key}", problem=problem, gold=answer)
@@ -91,19 +84,19 @@ def question(row: dict[str, Any]) -> tuple[int, Trace]:
 
 def rationales(params: MmluProDataset) -> dict[int, str]:
     """Worked solutions by ``question_id``."""
-    found = {}
-    for where, _, row in gsm8k.rows(
-        params.rationales,
-        revision=params.rationales_revision,
-        split="train",
-        config="default",
-        key="rationales",
-        revision_key="rationales_revision",
-    ):
-        if not isinstance(row.get("question_id"), int):
-            raise RairlError(f"{where}: field 'question_id' must be an integer")
-        try:
-            found[row["question_id"]] = gsm8k.text_field(row, "rationale")
-        except RairlError as error:
-            raise RairlError(f"{where}: {error}") from error
-    return found
+    return dict(
+        source.read(
+            params.rationales,
+            lambda row, _: (_id(row), source.text_field(row, "rationale")),
+            revision=params.rationales_revision,
+            split="train",
+            key="rationales",
+            revision_key="rationales_revision",
+        )
+    )
+
+
+def _id(row: source.Row) -> int:
+    if not isinstance(row.get("question_id"), int):
+        raise RairlError("field 'question_id' must be an integer")
+    return row["question_id"]

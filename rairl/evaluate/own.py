@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from rairl.answers import answers_match, read_answer
 from rairl.datasets import labelled
 from rairl.datasets.logged import plain
 from rairl.errors import RairlError
+from rairl.jsonl import no_rows, parse_object, read_lines
 from rairl.segment import guess, segment
 from rairl.traces import Trace
 
@@ -86,11 +86,9 @@ def read_own(path: Path, *, form: str = "auto", skip_bad: bool = False) -> Own:
         raise RairlError(f"format {form!r} is unknown; it is auto or one of {', '.join(sorted(FORMATS))}")
     own = Own(path, form, [], [], [])
     seen: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
-            row = _object(line)
+            row = parse_object(line)
             own = own if own.form != "auto" else own._replace(form=detect(row))
             trace = FORMATS[own.form][1](row, number)
             if trace.id in seen:
@@ -136,24 +134,5 @@ def _refuse(own: Own, number: int, error: RairlError, *, skip_bad: bool) -> None
 
 def _some(own: Own) -> Own:
     if not own.traces:
-        raise RairlError(f"{own.path} has no usable rows; at least one JSON object per line is needed")
+        raise no_rows(own.path)
     return own
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise RairlError(f"{path} does not exist; check the path") from error
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise RairlError(f"{path} is not a UTF-8 text file: {error}") from error
-
-
-def _object(line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RairlError(f"not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise RairlError(f"a JSON object is needed, not {type(row).__name__}")
-    return row
