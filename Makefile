@@ -78,7 +78,7 @@ lock: ## write requirements.lock anew from pyproject.toml
 	$(PY) -m venv .venv-tools
 	.venv-tools/bin/pip install -q --disable-pip-version-check pip-tools
 	.venv-tools/bin/pip-compile -q --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras \
-		--no-header --no-annotate --all-extras -o requirements.lock pyproject.toml
+		--no-header --no-annotate --extra trl --extra dev -o requirements.lock pyproject.toml
 	sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock
 
 clean: ## remove caches, scratch folders and checkpoints of unfinished stages; results stay

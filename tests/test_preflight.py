@@ -76,6 +76,31 @@ def test_a_run_that_cannot_fit_says_what_to_lower(tmp_path: Path) -> None:
     assert "a smaller model" in str(needs(cell(tmp_path, QWEN25_7B), GPUS["rtx 4090"], 1).problem)
 
 
+def gigabytes(params: Params) -> dict[str, float]:
+    lines = [line.removeprefix("GB per GPU, ").split(": ") for line in needs(params, GPUS["h100"], 1).lines]
+    return {line[0]: float(line[1]) for line in lines if len(line) == 2 and line[1].replace(".", "").isdigit()}
+
+
+def test_what_makes_weights_and_updates_smaller_is_counted(tmp_path: Path) -> None:
+    usual = gigabytes(cell(tmp_path, LLAMA_8B))
+    assert (usual["policy"], usual["reward"]) == (16.1, 0.0)  # one body in bfloat16
+    exact = gigabytes(cell(tmp_path, LLAMA_8B, "base.dtype=float32", "reward.dtype=float32"))
+    assert exact["policy"] == 32.1
+    small = gigabytes(cell(tmp_path, LLAMA_8B, "policy.load_in_4bit=true", "reward.load_in_4bit=true"))
+    assert small["policy"] == round((0.516 * 6.979 + 2 * 1.051), 1)  # embeddings and norms stay as they are
+    two = gigabytes(cell(tmp_path, LLAMA_8B, "reward.backbone=base"))
+    assert two["reward"] == 16.1 and two["peak"] == pytest.approx(usual["peak"] + 16.1, abs=0.1)
+    less = gigabytes(cell(tmp_path, LLAMA_8B, "policy.gradient_checkpointing=true"))
+    assert less["update policy"] < usual["update policy"] / 3
+
+
+def test_the_bigger_benchmark_is_tens_of_millions_and_fits(root: Path) -> None:
+    params = load_params(root / "presets" / "arithmetic-gpu.yaml")
+    lines, problem = needs(params, GPUS["h100"], 1)
+    assert problem is None and 30e6 < preflight.plan_of(params).policy.parameters < 90e6
+    assert params.base.dtype == "bfloat16" and (params.dataset.steps, params.dataset.largest) > (6, 40)  # type: ignore[union-attr]
+
+
 def test_the_default_fits_anywhere(root: Path) -> None:
     assert needs(load_params(root / "params.yaml"), GPUS["rtx 4090"], 1).problem is None
 
