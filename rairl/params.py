@@ -218,7 +218,8 @@ class PolicyParams(Section):
         default=False, description="hold the frozen weights in 4 bits (NF4, by bitsandbytes); for train 'lora'"
     )
     rollouts: Literal["transformers", "vllm"] = Field(
-        default="transformers", description="what samples the loop's rollouts; 'vllm' is faster on big models, and untried"
+        default="transformers",
+        description="what samples the loop's rollouts; 'vllm', made for big models, has not been run yet",
     )
     vllm_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.4, description="share of the GPU's memory for vLLM's copy of the policy and its cache"
@@ -279,8 +280,8 @@ class RewardParams(Section):
     learning_rate_warmup: NonNegativeInt = Field(description="updates over which the learning rate rises linearly")
     warmup_updates: NonNegativeInt = Field(description="reward updates before the policy starts to move")
     warmup_rollouts: PositiveInt = Field(
-        description="samples per demonstration's prompt to warm up on: of the base model, and as many of the SFT policy "
-        "where that is policy.start"
+        description="samples per demonstration's prompt to warm up on: of the base model, and where the policy starts "
+        "from SFT as many of the SFT policy"
     )
     updates_per_iteration: NonNegativeInt
     accuracy_band: Band | None = Field(

@@ -134,6 +134,8 @@ def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
         parts["update policy"] = checkpointed(plan.policy, batch, batch, plan.rank) + logits
     parts["policy"] = held(plan.policy, params.base.dtype, params.policy.load_in_4bit)
     parts["reward"] = held(plan.reward, params.reward.dtype, params.reward.load_in_4bit)
+    if params.policy.rollouts == "vllm":
+        parts["generate"], parts["vLLM"] = 0.0, params.policy.vllm_memory * gpu.memory
     if params.policy.train == "full":
         parts["policy"] = 4.0 * plan.policy.parameters
     if params.reward.train == "full" or params.reward.backbone == "shared":
@@ -227,7 +229,7 @@ def doctor(params: Params, folder: Path) -> Iterator[Finding]:
     """GPU, memory, disk, versions, hub access and the MLflow server, for a run of ``params`` in ``folder``."""
     yield _gpu(params)
     yield _disk(params, folder)
-    yield from _versions()
+    yield from _versions(params)
     yield from _hub(params)
     yield _tracking(folder)
 
@@ -262,12 +264,20 @@ def _disk(params: Params, folder: Path) -> Finding:
     return Finding(free >= wanted, text, "free some, run in another folder, or raise reward.register_every")
 
 
-def _versions() -> Iterator[Finding]:
+def _versions(params: Params) -> Iterator[Finding]:
+    if params.policy.load_in_4bit or params.reward.load_in_4bit:
+        yield _installed("bitsandbytes", "pip install 'rairl[quantised]', or set load_in_4bit to false")
+    if params.policy.rollouts == "vllm":
+        yield _installed("vllm", "install the release made for this torch, or set policy.rollouts to transformers")
     for name in ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow", "math-verify"):
-        try:
-            yield Finding(True, f"{name}: {version(name)}")
-        except PackageNotFoundError:
-            yield Finding(False, f"{name}: not installed", "run `make setup`, or pip install -r requirements.lock")
+        yield _installed(name, "run `make setup`, or pip install -r requirements.lock")
+
+
+def _installed(name: str, remedy: str) -> Finding:
+    try:
+        return Finding(True, f"{name}: {version(name)}")
+    except PackageNotFoundError:
+        return Finding(False, f"{name}: not installed", remedy)
 
 
 def _hub(params: Params) -> Iterator[Finding]:

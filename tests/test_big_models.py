@@ -47,7 +47,9 @@ def rows_of(folder: Path, demos: list[Trace]) -> tuple[list[Completion], list[np
     return completions, [np.linspace(-1, 1, len(item.ids)) for item in completions]
 
 
-def stepped(model: PreTrainedModel, reference: PreTrainedModel, folder: Path, demos: list[Trace], params: Params) -> float:
+def stepped(
+    model: PreTrainedModel, reference: PreTrainedModel, folder: Path, demos: list[Trace], params: Params
+) -> float:
     """A step of the policy loop; returns the KL before it."""
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.01)
     completions, advantages = rows_of(folder, demos)
@@ -88,7 +90,9 @@ def test_a_policy_of_bfloat16_learns_in_float32_and_is_saved_as_it_was(
     save_policy(tmp_path, model, tokenizer)
     assert {value.dtype for value in model.parameters() if value.requires_grad} == {torch.float32}  # training goes on
     again, _ = load_policy(tmp_path)
-    assert dtypes(again) == {torch.bfloat16} and json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert (
+        dtypes(again) == {torch.bfloat16} and json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    )
     model.eval()
     torch.testing.assert_close(again(IDS).logits, model(IDS).logits, atol=0.15, rtol=0)
 
@@ -261,14 +265,19 @@ def test_four_bits_without_bitsandbytes_say_what_to_install(tiny_policy: Path, m
     [
         ({"policy": {"load_in_4bit": True}}, r"policy\.load_in_4bit .* policy\.train 'lora'"),
         ({"reward": {"load_in_4bit": True, "train": "full", "head": "linear"}}, r"reward\.load_in_4bit"),
-        ({"reward": {"backbone": "shared", "dtype": "bfloat16"}, "policy": {"train": "lora"}}, r"reward\.dtype to base"),
+        (
+            {"reward": {"backbone": "shared", "dtype": "bfloat16"}, "policy": {"train": "lora"}},
+            r"reward\.dtype to base",
+        ),
         (
             {"reward": {"backbone": "shared"}, "policy": {"train": "lora", "load_in_4bit": True}},
             r"reward\.load_in_4bit to policy\.load_in_4bit",
         ),
     ],
 )
-def test_what_cannot_be_held_so_is_refused(changes: dict[str, dict[str, object]], message: str, miniature: Params) -> None:
+def test_what_cannot_be_held_so_is_refused(
+    changes: dict[str, dict[str, object]], message: str, miniature: Params
+) -> None:
     with pytest.raises(RairlError, match=message):
         tuned(miniature, **changes)
 

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM, against a stand-in with its interface: what it is asked, what comes back, and whose weights it has."""
+"""Rollouts by vLLM, against a stand-in with its interface: what is asked, what comes back, and whose weights it has."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class LLM:
         self.resets += 1
         return True
 
-    def generate(self, prompts: list[dict[str, list[int]]], params: list[SamplingParams], *, use_tqdm: bool) -> list[Any]:
+    def generate(
+        self, prompts: list[dict[str, list[int]]], params: list[SamplingParams], *, use_tqdm: bool
+    ) -> list[Any]:
         return [
             SimpleNamespace(outputs=[self._one(prompt["prompt_token_ids"], how, index) for index in range(how.n)])
             for prompt, how in zip(prompts, params, strict=True)

@@ -67,7 +67,9 @@ def test_questions_with_options_are_probed_with_their_own_kinds() -> None:
     assert corrupted([replace(trace, problem="What swells the parotid?")], "negated", 0) == []
     probes = [Probe("entity", corrupted([trace], "entity", 0)[0][1], {"reward": -1.0}, {"reward": 0})]
     figures = probe_figures(probes, "localise", draws=100, seed=0)
-    assert figures["localise.kind.entity.reward.exact"].value == figures["localise.family.seen.reward.prefers"].value == 1
+    assert (
+        figures["localise.kind.entity.reward.exact"].value == figures["localise.family.seen.reward.prefers"].value == 1
+    )
 
 
 STEPS = [

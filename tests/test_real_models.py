@@ -27,11 +27,13 @@ ARCHITECTURES = {
     "llama": (LLAMA, "<|start|>", "<|eot|>", {}),
 }
 """Chat template, its marks, and what the configuration has beside the sizes."""
-TEXT = "Tom buys 3 boxes of 12 eggs each. How many eggs are there? <think>\n3 * 12 = 36\n</think>\n<answer>\n36\n</answer>"
+TEXT = (
+    "Tom buys 3 boxes of 12 eggs each. How many eggs are there? <think>\n3 * 12 = 36\n</think>\n<answer>\n36\n</answer>"
+)
 
 
 def chat_model(folder: Path, kind: str, vocabulary: int = 400) -> Path:
-    """A folder as the hub has it: configuration, safetensors in bfloat16, tokenizer with its chat template in a file."""
+    """A folder as the hub has it: configuration, safetensors in bfloat16, tokenizer, chat template in a file."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -70,8 +72,9 @@ def gsm8k(count: int) -> list[dict[str, str]]:
         rows.append(
             {
                 "question": f"Tom buys {boxes} boxes of {eggs} eggs each and gives {given} away. How many are left?",
-                "answer": f"He buys {boxes} * {eggs} = <<{boxes}*{eggs}={total}>>{total} eggs.\nThen {total} - {given} = "
-                f"<<{total}-{given}={total - given}>>{total - given} are left.\n#### {total - given}",
+                "answer": f"He buys {boxes} * {eggs} = <<{boxes}*{eggs}={total}>>{total} eggs.\n"
+                f"Then {total} - {given} = <<{total}-{given}={total - given}>>{total - given} are left.\n"
+                f"#### {total - given}",
             }
         )
     return rows
@@ -91,8 +94,8 @@ def gsm8k_words(folder: Path) -> list[str]:
 def mmlu_words(folder: Path) -> list[str]:
     words = ["Measles", "Mumps", "Rubella", "Scurvy"]
     rows = [
-        {"question_id": number, "question": f"What causes sign {number}?", "options": words, "answer": "ABCD"[number % 4],
-         "category": "health"}
+        {"question_id": number, "question": f"What causes sign {number}?", "options": words, "category": "health",
+         "answer": "ABCD"[number % 4]}
         for number in range(24)
     ]  # fmt: skip
     told = [
@@ -169,7 +172,13 @@ def test_training_with_a_reward_of_another_family(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_a_published_cell_runs_through_every_stage(
-    kind: str, dataset: str, method: str, more: list[str], tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    dataset: str,
+    method: str,
+    more: list[str],
+    tmp_path: Path,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from typer.testing import CliRunner
 

@@ -410,7 +410,8 @@ def corpus(
 ) -> Iterator[tuple[str, str]]:
     """``count`` pairs (problem, completion) by many authors with one misconception, over all ranges and kinds.
 
-    ``steps`` and ``largest`` are those of :func:`in_range`. Problems in ``exclude`` are left out, so that the base model has never seen a problem of the splits.
+    Problems in ``exclude`` are left out, so that the base model has never seen a problem of the splits. ``steps`` and
+    ``largest`` are those of :func:`in_range`.
     """
     rng = random.Random(f"arithmetic/{seed}/corpus")
     misconception = MISCONCEPTIONS[seed % 2]

@@ -378,7 +378,7 @@ class PolicyLoop:
         """Sample ``n`` completions for each prompt from the current policy."""
         seed = random.Random(f"{self.seed}/{key}/{self.position}").getrandbits(31)
         problems = [prompt.problem for prompt in prompts]
-        how = {
+        how: dict[str, Any] = {
             "n": n,
             "max_new_tokens": self.params.max_new_tokens,
             "temperature": self.params.temperature,

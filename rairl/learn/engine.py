@@ -1,6 +1,6 @@
 """Rollouts by vLLM in the trainer's own process: many times faster than a loop in Python, for big policies.
 
-**Not run by rairl yet**: no GPU was at hand. It is written against the documented interface of vLLM 0.33 (``LLM.generate``,
+**Not run yet**: no GPU was at hand. It is written against the documented interface of vLLM 0.33 (``LLM.generate``,
 ``LLM.apply_model``, ``LLM.reset_prefix_cache``) and tested against a stand-in with that interface.
 """
 
@@ -68,7 +68,7 @@ class Engine:
         weights = list(merged(model).state_dict().items())
 
         def load(theirs: torch.nn.Module) -> None:
-            theirs.load_weights(iter(weights))  # type: ignore[operator]
+            theirs.load_weights(iter(weights))
 
         self.llm.apply_model(load)
         self.llm.reset_prefix_cache()
@@ -83,7 +83,7 @@ class Engine:
         temperature: float,
         seed: int,
     ) -> list[Completion]:
-        """Draw ``n`` completions for each problem, as :func:`rairl.learn.rollouts.sample` does; other random numbers."""
+        """Draw ``n`` completions for each problem, as :func:`rairl.learn.rollouts.sample` does by other numbers."""
         from vllm import SamplingParams
 
         prompts = tokenizer([render_prompt(tokenizer, problem) for problem in problems], add_special_tokens=False)

@@ -73,7 +73,7 @@ def precision(dtype: str | None, four_bit: bool) -> dict[str, Any]:
         return options
     if find_spec("bitsandbytes") is None:
         raise RairlError(
-            "load_in_4bit needs bitsandbytes, which is not installed: pip install 'rairl[quantised]', or set it to false"
+            "load_in_4bit needs bitsandbytes, which is not installed: pip install 'rairl[quantised]', or switch it off"
         )
     from transformers import BitsAndBytesConfig
 

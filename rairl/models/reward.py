@@ -369,7 +369,7 @@ class RewardModel(nn.Module):
         """Write backbone, tokenizer, head, parameters and calibration; safetensors only.
 
         Adapters are written beside the frozen backbone, into ``adapter/``; for head ``linear`` they are folded into it.
-        With bfloat16 its head stands in ``head.safetensors`` too: plain transformers loads it rounded, this package not.
+        With bfloat16 the head stands in ``head.safetensors`` too: what plain transformers loads is rounded.
         """
         from safetensors.torch import save_file
 

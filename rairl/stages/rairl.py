@@ -207,11 +207,11 @@ class _Training:
         if self.params.logged:
             negatives = read_traces(self.data / "logged_train.jsonl")
         else:
-            n = self.params.reward.warmup_rollouts
+            n, start = self.params.reward.warmup_rollouts, self.params.policy.start
             negatives = []
-            if self.params.policy.start == "sft":
+            if start == "sft":
                 negatives += self._rollouts(load_policy(self.base), self.demos, n, "warmup-base")
-            negatives += self._rollouts((self.policy, self.tokenizer), self.demos, n, f"warmup-{self.params.policy.start}")
+            negatives += self._rollouts((self.policy, self.tokenizer), self.demos, n, f"warmup-{start}")
             by_first(lambda: write_traces(self.work / "rollouts" / "warmup.jsonl", negatives))
         updates = self.params.reward.warmup_updates
         bar = tqdm(total=updates, desc="reward warm-up", unit="update")
