@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro study paper test test-all lint ui kfp-local image-test gsm8k-logged lock clean
+.PHONY: help setup repro study paper test test-all lint ui kfp-local image-test gsm8k-logged arithmetic-gpu lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,11 @@ gsm8k-logged: setup ## learn a reward offline from logged GSM8K traces, into run
 	@rairl run --params presets/gsm8k-logged.yaml --dir runs/gsm8k-logged
 	@rairl summary --dir runs/gsm8k-logged
 
+arithmetic-gpu: setup ## the built-in benchmark at a larger size, on a GPU, into runs/arithmetic-gpu
+	@rairl plan --params presets/arithmetic-gpu.yaml
+	@rairl run --params presets/arithmetic-gpu.yaml --dir runs/arithmetic-gpu
+	@rairl summary --dir runs/arithmetic-gpu
+
 CELL ?= gsm8k/qwen3-4b/interval
 cell = $(subst /, ,$(CELL))
 paper: setup ## run a published cell (CELL=gsm8k/qwen3-4b/interval, SET="key=value ...") and fill in its row of docs/results.md
@@ -79,7 +84,7 @@ lock: ## write requirements.lock anew from pyproject.toml
 	$(PY) -m venv .venv-tools
 	.venv-tools/bin/pip install -q --disable-pip-version-check pip-tools
 	.venv-tools/bin/pip-compile -q --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras \
-		--no-header --no-annotate --all-extras -o requirements.lock pyproject.toml
+		--no-header --no-annotate --extra trl --extra dev -o requirements.lock pyproject.toml
 	sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock
 
 clean: ## remove caches, scratch folders and checkpoints of unfinished stages; results stay

@@ -9,12 +9,13 @@ from components import component
 def grpo(
     params: dict,
     data: Input[Dataset],
+    base: Input[Model],
     sft: Input[Model],
     model: Output[Model],
     history: Output[Artifact],
     metrics: Output[Metrics],
 ) -> None:
-    """Train the outcome-reward baseline from the SFT policy."""
+    """Train the outcome-reward baseline from where R-AIRL starts."""
     from rairl.task import run_task
 
-    run_task("grpo", params, metrics, data=data, sft=sft, model=model, history=history)
+    run_task("grpo", params, metrics, data=data, base=base, sft=sft, model=model, history=history)

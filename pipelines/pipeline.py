@@ -61,7 +61,7 @@ def tasks(params: Any, seeds: Any, granularities: Any, experiment: Any, tracking
     sft_model = sft_task.outputs["model"]
     peer_task = put(peer, params=params, data=data)
     peer_model = peer_task.outputs["model"]
-    grpo_task = put(grpo, params=params, data=data, sft=sft_model)
+    grpo_task = put(grpo, params=params, data=data, base=base_model, sft=sft_model)
     with dsl.ParallelFor(runs.output) as params:
         rairl_task = put(rairl, params=params, data=data, base=base_model, sft=sft_model, peer=peer_model)
         reward = rairl_task.outputs["reward"]

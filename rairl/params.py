@@ -21,6 +21,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):
@@ -40,6 +41,12 @@ class ArithmeticDataset(Section):
     ood: PositiveInt = Field(description="problems in each out-of-distribution split")
     noise: Fraction = Field(
         default=0.0, description="share of the demonstrations, and of dev, that a careless author solved instead"
+    )
+    steps: Annotated[int, Field(ge=3, le=9)] = Field(
+        default=6, description="most steps of a problem, from 3 on; the split of longer chains has one and two more"
+    )
+    largest: Annotated[int, Field(ge=40)] = Field(
+        default=40, description="largest number in a problem; the split of larger numbers has half as much again"
     )
 
 
@@ -131,6 +138,11 @@ class BaseParams(Section):
 
     source: str = Field(description="'builtin', a local folder, or a hub id")
     revision: str | None = Field(default=None, description="pinned commit of a hub id; required for one")
+    dtype: Dtype = Field(
+        default="float32",
+        description="what this model, and all that are trained from it, hold their weights in and compute with; what "
+        "learns is float32 while it does, and so are log-probabilities and losses",
+    )
     hidden_size: PositiveInt
     layers: PositiveInt
     heads: PositiveInt
@@ -170,6 +182,9 @@ class SftParams(Section):
 class PolicyParams(Section):
     """The policy loop; the grpo and rairl stages share it and differ in the reward alone."""
 
+    start: Literal["sft", "base"] = Field(
+        default="sft", description="the model that the policy starts from, and whose distance the KL penalty measures"
+    )
     train: Literal["full", "lora"] = Field(description="'full': all weights learn; 'lora': low-rank adapters do")
     lora_rank: PositiveInt = Field(description="rank of the adapters, for train 'lora'; alpha is twice the rank")
     iterations: PositiveInt
@@ -181,7 +196,7 @@ class PolicyParams(Section):
     warmup_iterations: NonNegativeInt = Field(
         description="learning rate rises linearly; a fresh Adam takes full-size steps"
     )
-    kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards the SFT policy")
+    kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards policy.start")
     kl_target: PositiveFloat | None = Field(
         default=None, description="nats per token that the KL weight adapts to hold; null keeps it fixed"
     )
@@ -193,6 +208,21 @@ class PolicyParams(Section):
     checkpoint_every: PositiveInt = Field(description="iterations between resumable checkpoints")
     micro_batch_tokens: PositiveInt = Field(
         default=16384, description="tokens, padding included, that go through forward and back at once; a memory limit"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep only what enters each layer for the backward pass, and compute the rest again: a fraction of "
+        "the memory for a third more time",
+    )
+    load_in_4bit: bool = Field(
+        default=False, description="hold the frozen weights in 4 bits (NF4, by bitsandbytes); for train 'lora'"
+    )
+    rollouts: Literal["transformers", "vllm"] = Field(
+        default="transformers",
+        description="what samples the loop's rollouts; 'vllm', made for big models, has not been run yet",
+    )
+    vllm_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.4, description="share of the GPU's memory for vLLM's copy of the policy and its cache"
     )
 
 
@@ -208,6 +238,11 @@ class RewardParams(Section):
         "tokenizer may differ from the policy's); or 'shared': the policy's own frozen weights, one copy in memory"
     )
     revision: str | None = Field(default=None, description="pinned commit of a hub id")
+    dtype: Dtype = Field(
+        default="float32",
+        description="what the body holds its weights in and computes with; head, adapters, features and losses are "
+        "float32",
+    )
     head: Literal["surprisal", "linear"] = Field(
         description="'surprisal' also sees the backbone's token log-probabilities; 'linear' loads in plain transformers"
     )
@@ -245,7 +280,8 @@ class RewardParams(Section):
     learning_rate_warmup: NonNegativeInt = Field(description="updates over which the learning rate rises linearly")
     warmup_updates: NonNegativeInt = Field(description="reward updates before the policy starts to move")
     warmup_rollouts: PositiveInt = Field(
-        description="samples per demonstration's prompt, of the base model and of the SFT policy each, to warm up on"
+        description="samples per demonstration's prompt to warm up on: of the base model, and where the policy starts "
+        "from SFT as many of the SFT policy"
     )
     updates_per_iteration: NonNegativeInt
     accuracy_band: Band | None = Field(
@@ -265,6 +301,9 @@ class RewardParams(Section):
         default=False,
         description="keep only what enters each layer for the backward pass, and compute the rest again: a fraction of "
         "the memory for a third more time; for train 'lora' and 'full'",
+    )
+    load_in_4bit: bool = Field(
+        default=False, description="hold the frozen body in 4 bits (NF4, by bitsandbytes); for train 'lora' and 'head'"
     )
 
 
@@ -354,6 +393,8 @@ def contradictions(reward: RewardParams) -> Iterator[str]:
         yield f"reward.length_control 'centre' corrects a trace's reward; reward.credit '{reward.credit}' is per step"
     if reward.gradient_checkpointing and reward.train == "head":
         yield "reward.gradient_checkpointing acts on a body that learns; reward.train 'head' keeps nothing anyway"
+    if reward.load_in_4bit and reward.train == "full":
+        yield "reward.load_in_4bit holds weights that can't learn: use reward.train 'lora' or 'head'"
     if reward.accuracy_band is not None and reward.accuracy_band[0] >= reward.accuracy_band[1]:
         yield "reward.accuracy_band needs its lower bound first"
 
@@ -388,6 +429,14 @@ class Params(Section):
             raise ValueError(
                 "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "
                 "use policy.train 'lora' or reward.backbone 'sft'"
+            )
+        if self.policy.load_in_4bit and self.policy.train != "lora":
+            raise ValueError("policy.load_in_4bit holds weights that can't learn: use policy.train 'lora'")
+        if self.reward.backbone == "shared" and self.base.dtype != self.reward.dtype:
+            raise ValueError("reward.backbone 'shared' is the policy's body: set reward.dtype to base.dtype")
+        if self.reward.backbone == "shared" and self.policy.load_in_4bit != self.reward.load_in_4bit:
+            raise ValueError(
+                "reward.backbone 'shared' is the policy's body: set reward.load_in_4bit to policy.load_in_4bit"
             )
         if self.peer and self.base.source != "builtin":
             raise ValueError(

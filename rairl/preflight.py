@@ -112,8 +112,8 @@ class Needs(NamedTuple):
 def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
     """Parameters, memory, tokens and hours of the rairl stage on ``gpus`` GPUs.
 
-    Without adapters all weights learn: their gradients and Adam's state are counted at 16 bytes a weight, and the KL
-    reference as a second copy.
+    Without adapters all weights learn: they, their gradients and Adam's state are counted at 16 bytes a weight, and the
+    KL reference, in float32 as well, at 4.
     """
     plan = plan_of(params)
     parts = memory(plan, gpus)
@@ -126,16 +126,25 @@ def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
     else:
         parts["update reward"] = 0.0
     if params.reward.gradient_checkpointing:
-        parts["update reward"] = checkpointed(plan, gpus)
+        tokens = per_gpu(plan.traces_per_update, gpus) * plan.length
+        parts["update reward"] = checkpointed(plan.reward, tokens, READ_TOKENS, plan.rank)
+    if params.policy.gradient_checkpointing:
+        batch = min(plan.micro_batch, per_gpu(plan.rows, gpus) * plan.length)
+        logits = 14.0 * batch * plan.policy.vocabulary
+        parts["update policy"] = checkpointed(plan.policy, batch, batch, plan.rank) + logits
+    parts["policy"] = held(plan.policy, params.base.dtype, params.policy.load_in_4bit)
+    parts["reward"] = held(plan.reward, params.reward.dtype, params.reward.load_in_4bit)
+    if params.policy.rollouts == "vllm":
+        parts["generate"], parts["vLLM"] = 0.0, params.policy.vllm_memory * gpu.memory
     if params.policy.train == "full":
-        parts["policy"] *= 2
-    if params.reward.backbone == "shared":
+        parts["policy"] = 4.0 * plan.policy.parameters
+    if params.reward.train == "full" or params.reward.backbone == "shared":
         parts["reward"] = 0.0
     parts["adapters, gradients, Adam"] = 16.0 * sum(trained.values())
     passing = ("generate", "update policy", "update reward")
-    held = sum(value for name, value in parts.items() if name not in (*passing, "peak"))
+    kept = sum(value for name, value in parts.items() if name not in (*passing, "peak"))
     largest = max(passing, key=lambda name: parts[name])
-    parts["peak"] = held + parts[largest]
+    parts["peak"] = kept + parts[largest]
     lines = [
         f"parameters: policy {plan.policy.parameters / 1e9:.2f} billion, reward {plan.reward.parameters / 1e9:.2f}",
         f"trainable: policy {trained['policy'] / 1e6:.1f} million, reward {trained['reward'] / 1e6:.1f} and its head",
@@ -148,21 +157,41 @@ def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
         return Needs(lines, None)
     advice = {
         "generate": "policy.group_size or policy.prompts_per_iteration",
-        "update policy": "policy.micro_batch_tokens",
+        "update policy": "policy.micro_batch_tokens, or set policy.gradient_checkpointing",
         "update reward": "reward.demos_per_update, or set reward.gradient_checkpointing or reward.train head",
     }
-    shrink = "a smaller model" if held > USABLE * gpu.memory else f"lower {advice[largest]}"
+    shrink = f"lower {advice[largest]}"
+    if kept > USABLE * gpu.memory:
+        shrink = "take a smaller model, or hold it in less: base.dtype, reward.dtype, load_in_4bit, backbone shared"
     return Needs(
         lines,
         f"it does not fit: {parts['peak'] / GB:.1f} GB at the peak ({largest}) of {gpu.memory / GB:.0f} GB; {shrink}",
     )
 
 
-def checkpointed(plan: Plan, gpus: int) -> float:
-    """Bytes of the reward's update with gradient checkpointing: each layer's input in bfloat16, and one whole layer."""
-    tokens = per_gpu(plan.traces_per_update, gpus) * plan.length
-    inputs = 2 * plan.reward.layers * plan.reward.hidden * tokens
-    return float(inputs + min(tokens, READ_TOKENS) * plan.reward.activations(plan.rank) / plan.reward.layers)
+def checkpointed(sizes: Architecture, tokens: int, at_once: int, rank: int) -> float:
+    """Bytes of an update with gradient checkpointing: each layer's input in bfloat16, and one whole layer.
+
+    Args:
+        tokens: of the update.
+        at_once: how many of them go through a layer at once.
+        rank: of the adapters.
+    """
+    inputs = 2 * sizes.layers * sizes.hidden * tokens
+    return float(inputs + min(tokens, at_once) * sizes.activations(rank) / sizes.layers)
+
+
+FOUR_BITS = 0.516
+"""Bytes of a weight in NF4: 4 bits, and 8 and 32 more for every 64 and 16,384 weights (Dettmers et al. 2023)."""
+
+
+def held(sizes: Architecture, dtype: str, four_bit: bool) -> float:
+    """Bytes of frozen weights; in 4 bits only the projections of the layers are."""
+    each = 4.0 if dtype == "float32" else 2.0
+    if not four_bit:
+        return each * sizes.parameters
+    projections = sizes.layers * sizes.layer_matrices
+    return FOUR_BITS * projections + each * (sizes.parameters - projections)
 
 
 def find_gpu(name: str | None) -> tuple[Gpu, str]:
@@ -200,7 +229,7 @@ def doctor(params: Params, folder: Path) -> Iterator[Finding]:
     """GPU, memory, disk, versions, hub access and the MLflow server, for a run of ``params`` in ``folder``."""
     yield _gpu(params)
     yield _disk(params, folder)
-    yield from _versions()
+    yield from _versions(params)
     yield from _hub(params)
     yield _tracking(folder)
 
@@ -235,12 +264,20 @@ def _disk(params: Params, folder: Path) -> Finding:
     return Finding(free >= wanted, text, "free some, run in another folder, or raise reward.register_every")
 
 
-def _versions() -> Iterator[Finding]:
+def _versions(params: Params) -> Iterator[Finding]:
+    if params.policy.load_in_4bit or params.reward.load_in_4bit:
+        yield _installed("bitsandbytes", "pip install 'rairl[quantised]', or set load_in_4bit to false")
+    if params.policy.rollouts == "vllm":
+        yield _installed("vllm", "install the release made for this torch, or set policy.rollouts to transformers")
     for name in ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow", "math-verify"):
-        try:
-            yield Finding(True, f"{name}: {version(name)}")
-        except PackageNotFoundError:
-            yield Finding(False, f"{name}: not installed", "run `make setup`, or pip install -r requirements.lock")
+        yield _installed(name, "run `make setup`, or pip install -r requirements.lock")
+
+
+def _installed(name: str, remedy: str) -> Finding:
+    try:
+        return Finding(True, f"{name}: {version(name)}")
+    except PackageNotFoundError:
+        return Finding(False, f"{name}: not installed", remedy)
 
 
 def _hub(params: Params) -> Iterator[Finding]:

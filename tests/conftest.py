@@ -49,6 +49,12 @@ def miniature() -> Params:
     return parse_params(yaml.safe_load((ROOT / "tests" / "miniature.yaml").read_text()), source="tests/miniature.yaml")
 
 
+def tuned(params: Params, **sections: dict[str, object]) -> Params:
+    """The parameters with some keys of some sections changed."""
+    values = params.model_dump()
+    return parse_params({**values, **{name: {**values[name], **changes} for name, changes in sections.items()}})
+
+
 @pytest.fixture(scope="session")
 def first_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A tracking store made by a stage in a fresh project (it takes MLflow seconds), and what the console showed."""

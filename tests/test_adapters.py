@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tuned as change
 from torch import nn
 
 from rairl.errors import RairlError
@@ -18,15 +19,10 @@ from rairl.models.adapters import add_lora, merged, twin
 from rairl.models.base import new_model, train_tokenizer
 from rairl.models.policy import encode, load_policy, make_trainable, save_policy
 from rairl.models.reward import RewardModel, reward_on
-from rairl.params import Params, parse_params
+from rairl.params import Params
 from rairl.stages.rairl import rairl
 from rairl.traces import Trace, write_traces
 from rairl.tracking import NullRun
-
-
-def change(params: Params, **sections: dict[str, object]) -> Params:
-    values = params.model_dump()
-    return parse_params({**values, **{name: {**values[name], **changes} for name, changes in sections.items()}})
 
 
 @pytest.fixture

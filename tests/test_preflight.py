@@ -76,6 +76,32 @@ def test_a_run_that_cannot_fit_says_what_to_lower(tmp_path: Path) -> None:
     assert "a smaller model" in str(needs(cell(tmp_path, QWEN25_7B), GPUS["rtx 4090"], 1).problem)
 
 
+def gigabytes(params: Params) -> dict[str, float]:
+    lines = [line.removeprefix("GB per GPU, ").split(": ") for line in needs(params, GPUS["h100"], 1).lines]
+    return {line[0]: float(line[1]) for line in lines if len(line) == 2 and line[1].replace(".", "").isdigit()}
+
+
+def test_what_makes_weights_and_updates_smaller_is_counted(tmp_path: Path) -> None:
+    usual = gigabytes(cell(tmp_path, LLAMA_8B))
+    assert (usual["policy"], usual["reward"]) == (16.1, 0.0)  # one body in bfloat16
+    exact = gigabytes(cell(tmp_path, LLAMA_8B, "base.dtype=float32", "reward.dtype=float32"))
+    assert exact["policy"] == 32.1
+    small = gigabytes(cell(tmp_path, LLAMA_8B, "policy.load_in_4bit=true", "reward.load_in_4bit=true"))
+    assert small["policy"] == round((0.516 * 6.979 + 2 * 1.051), 1)  # embeddings and norms stay as they are
+    two = gigabytes(cell(tmp_path, LLAMA_8B, "reward.backbone=base"))
+    assert two["reward"] == 16.1 and two["peak"] == pytest.approx(usual["peak"] + 16.1, abs=0.1)
+    assert gigabytes(cell(tmp_path, LLAMA_8B, "policy.rollouts=vllm"))["vLLM"] == 32.0
+    less = gigabytes(cell(tmp_path, LLAMA_8B, "policy.gradient_checkpointing=true"))
+    assert less["update policy"] < usual["update policy"] / 3
+
+
+def test_the_bigger_benchmark_is_tens_of_millions_and_fits(root: Path) -> None:
+    params = load_params(root / "presets" / "arithmetic-gpu.yaml")
+    assert needs(params, GPUS["h100"], 1).problem is None
+    assert 30e6 < preflight.plan_of(params).policy.parameters < 90e6
+    assert params.base.dtype == "bfloat16" and (params.dataset.steps, params.dataset.largest) > (6, 40)  # type: ignore[union-attr]
+
+
 def test_the_default_fits_anywhere(root: Path) -> None:
     assert needs(load_params(root / "params.yaml"), GPUS["rtx 4090"], 1).problem is None
 
@@ -109,7 +135,9 @@ def test_the_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    found = list(doctor(cell(tmp_path, QWEN3_4B), tmp_path))
+    extras = ("policy.rollouts=vllm", "policy.load_in_4bit=true", "reward.load_in_4bit=true")
+    found = list(doctor(cell(tmp_path, QWEN3_4B, *extras), tmp_path))
+    assert {"vllm", "bitsandbytes"} <= {finding.text.split(":")[0] for finding in found}
     bad = {finding.text.split(":")[0] for finding in found if not finding.good}
     assert {"GPU", "hub", "MLflow"} <= bad
     assert all(finding.remedy for finding in found if not finding.good)

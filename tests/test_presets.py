@@ -46,7 +46,9 @@ def test_every_cell_of_version_2_and_later_has_the_published_values(dataset: str
         assert (policy.kl, reward.clip) == (0.1, 2.0 if dataset == "mmlu_pro" else 5.0)
         assert (policy.temperature, policy.max_new_tokens, reward.weight_decay) == (1.0, 824, 0.1)
         assert (reward.granularity, reward.interval) == (granularity, 15)
-        assert (reward.backbone, reward.head, reward.form, reward.objective) == ("base", "linear", "logit", "bce")
+        assert (policy.start, reward.backbone) == ("base", "shared")  # both on the instruct model
+        assert (reward.head, reward.form, reward.objective) == ("linear", "logit", "bce")
+        assert (params.base.dtype, reward.dtype) == ("bfloat16", "bfloat16")
         assert (reward.label_smoothing, reward.switch_labels, reward.credit) == (0.1, True, "mean")
         assert (reward.perturbations, reward.perturbation_depth) == (1, 3)
         assert (params.sft.learning_rate, params.sft.train, params.sft.lora_rank) == (1e-5, "lora", 256)
@@ -70,6 +72,7 @@ def test_version_1_has_the_published_values(model: str, body: str, rate: float) 
     assert policy.prompts_per_iteration * policy.group_size == 16 * 2
     assert (reward.replay_size, reward.switch_labels, reward.clip, reward.perturbations) == (0, False, None, 2)
     assert (reward.granularity, reward.credit, reward.discount) == ("dense", "return", 0.9)
+    assert policy.start == "base"
     assert reward.backbone.split("-")[-2].lower() in body and params.sample.temperatures[0] == 1.0
 
 

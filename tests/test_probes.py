@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rairl.datasets import arithmetic
+from rairl.datasets import arithmetic, choice
+from rairl.evaluate.labels import KIND_LABELS
 from rairl.evaluate.probes import (
+    SEEN,
     UNSEEN,
     Probe,
     corrupted,
@@ -18,7 +21,8 @@ from rairl.evaluate.probes import (
     turned_round,
     with_step,
 )
-from rairl.perturb import KINDS
+from rairl.perturb import CHOICE_KINDS
+from rairl.segment import compose
 from rairl.traces import Trace, locate_steps, relabel
 
 
@@ -31,12 +35,12 @@ def solved(number: int) -> Trace:
 @settings(max_examples=25, deadline=None)
 def test_every_corruption_is_what_its_label_says(seed: int) -> None:
     traces = [solved(seed), solved(seed + 1), solved(seed + 2)]
-    for kind in (*KINDS, *UNSEEN):
+    for kind in (*SEEN, *UNSEEN):
         for row, bad in corrupted(traces, kind, seed):
             assert bad.labelled and bad.text != traces[row].text and bad.problem == traces[row].problem
             assert bad.id == f"{traces[row].id}/{kind}"
             assert arithmetic.first_error(bad.problem, bad.step_texts()) == bad.first_error
-            assert (bad.first_error is None) == (kind == "answer")
+            assert (bad.first_error is None) == (kind == "answer") and kind not in CHOICE_KINDS
 
 
 def test_every_unseen_kind_applies_and_is_drawn_alike_each_time() -> None:
@@ -45,7 +49,27 @@ def test_every_unseen_kind_applies_and_is_drawn_alike_each_time() -> None:
         found = corrupted(traces, kind, 0)
         assert len(found) >= 4, kind
         assert found == corrupted(traces, kind, 0)
-    assert not set(UNSEEN) & set(KINDS)
+    assert not set(UNSEEN) & set(SEEN)
+
+
+def test_every_kind_has_words_for_tables() -> None:
+    assert list(KIND_LABELS) == [*SEEN, *UNSEEN]
+
+
+def test_questions_with_options_are_probed_with_their_own_kinds() -> None:
+    problem = choice.problem_of("What swells the parotid?", ["Measles", "Mumps", "German measles"])
+    reasons = ["Mumps is an infection of glands.", "Children get a fever.", "The parotid swells in mumps."]
+    text, spans = compose(reasons, "B")
+    trace = Trace("c", problem, text, spans, "B", "B", True, group="c")
+    for kind, first in (("option", None), ("negated", 0), ("entity", 0), ("contradiction", 2)):
+        [(row, bad)] = corrupted([trace], kind, 0)
+        assert (row, bad.first_error, bad.text != trace.text) == (0, first, True)
+    assert corrupted([replace(trace, problem="What swells the parotid?")], "negated", 0) == []
+    probes = [Probe("entity", corrupted([trace], "entity", 0)[0][1], {"reward": -1.0}, {"reward": 0})]
+    figures = probe_figures(probes, "localise", draws=100, seed=0)
+    assert (
+        figures["localise.kind.entity.reward.exact"].value == figures["localise.family.seen.reward.prefers"].value == 1
+    )
 
 
 STEPS = [

@@ -61,13 +61,17 @@ KIND_LABELS = {
     "answer": "another final answer, steps right",
     "dropped": "a step left out",
     "swapped": "two steps in the wrong order",
+    "option": "another option as the answer, steps right",
+    "negated": "a finding negated or turned round",
+    "entity": "another option's words in a step",
+    "contradiction": "another option's words in the last step",
     "misread": "a statement misread, and followed up",
     "foreign": "a step of another question",
     "reversed": "a difference or quotient turned round",
     "renamed": "another person",
     "unit": "another thing",
 }
-"""Kinds of corruption: :data:`rairl.perturb.KINDS`, then :data:`rairl.evaluate.probes.UNSEEN`."""
+"""Kinds of corruption: those of :data:`rairl.evaluate.probes.SEEN`, then of ``UNSEEN``."""
 WINDOW_LABELS = {
     "within_1": "within 1 token",
     "within_7": "within 7 tokens",

@@ -1,7 +1,7 @@
 """Right traces changed on purpose, for what they tell about the reward: errors of known kind and place.
 
-The kinds of :data:`rairl.perturb.KINDS` are those that the reward has seen as negatives; those of :data:`UNSEEN` are
-made by other means and never used in training. Where the built-in oracle knows the problem, it confirms every label.
+The kinds of :data:`SEEN` are those that the reward has seen as negatives; those of :data:`UNSEEN` are made by other
+means and never used in training. Where the built-in oracle knows the problem, it confirms every label.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rairl.answers import options_of
 from rairl.datasets import arithmetic
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.localise import location_hits
-from rairl.perturb import KINDS, equations, perturb_once
+from rairl.perturb import CHOICE_KINDS, KINDS, equations, perturb_once
 from rairl.segment import compose, pieces
 from rairl.stats import Estimate, bootstrap_mean
 from rairl.traces import Step, Trace, relabel
 
+SEEN = (*KINDS, *CHOICE_KINDS)
+"""Kinds of error that training negatives are made by; the last four on questions with options only."""
 UNSEEN = ("misread", "foreign", "reversed", "renamed", "unit")
 """Kinds of error that no training negative is made by."""
 
@@ -40,13 +43,15 @@ def corrupted(traces: Sequence[Trace], kind: str, seed: int) -> list[tuple[int, 
 
     Args:
         traces: right ones.
-        kind: one of :data:`rairl.perturb.KINDS` or :data:`UNSEEN`.
+        kind: one of :data:`SEEN` or :data:`UNSEEN`.
         seed: of every choice.
     """
     found = []
     for row, trace in enumerate(traces):
         rng = random.Random(f"{seed}/{kind}/{trace.id}")
-        if kind in KINDS:
+        if kind in CHOICE_KINDS and not options_of(trace.problem):
+            continue
+        if kind in SEEN:
             bad = perturb_once(trace, rng, kind)
         else:
             others = [other for other in traces if other.question != trace.question]
@@ -93,8 +98,8 @@ def probe_figures(probes: Sequence[Probe], prefix: str, *, draws: int, seed: int
         original, ties one half.
     """
     figures = {}
-    kinds = {f"kind.{kind}": (kind,) for kind in (*KINDS, *UNSEEN)}
-    for name, members in (kinds | {"family.seen": KINDS, "family.unseen": UNSEEN}).items():
+    kinds = {f"kind.{kind}": (kind,) for kind in (*SEEN, *UNSEEN)}
+    for name, members in (kinds | {"family.seen": SEEN, "family.unseen": UNSEEN}).items():
         mine = [probe for probe in probes if probe.kind in members]
         groups = [probe.trace.question for probe in mine]
         for method in mine[0].gaps if mine else ():

@@ -1,7 +1,7 @@
 """The policy loop and the two rewards that drive it: the learned one (R-AIRL) and the outcome (GRPO baseline).
 
 One iteration: sample a group of completions for each of a few prompts; let the reward give advantages; move the policy
-by one policy-gradient step with a KL penalty towards the SFT policy; let the reward learn. A batch is scored *before*
+by one policy-gradient step with a KL penalty towards its start; let the reward learn. A batch is scored *before*
 the reward learns anything from rollouts of its own iteration.
 
 Of several processes (:mod:`rairl.learn.distributed`) each samples for its share of the prompts and takes its share of
@@ -35,6 +35,8 @@ from rairl.traces import Trace, write_traces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rairl.learn.engine import Engine
 
 Metrics = dict[str, float]
 
@@ -244,7 +246,7 @@ class PolicyLoop:
 
     Attributes:
         policy: the model that moves, by its parameters that require a gradient.
-        reference: the frozen SFT policy of the KL penalty.
+        reference: the policy as it started, frozen, of the KL penalty.
         prompts: problems without traces.
         reward: what drives the policy.
         checkpoints: folder of this very run (its name holds a hash of parameters and data).
@@ -252,6 +254,7 @@ class PolicyLoop:
         on_metrics: called with (iteration, metrics) for each iteration, those before a resume included.
         after_iteration: called with the number of iterations done, for those done now; what it returns (scores on dev)
             joins the iteration's metrics.
+        engine: samples the rollouts in the policy's place, and gets its weights after every step; None: it does.
         guard: when to stop or go back, and which; None never does.
         start: what :attr:`after_iteration` would have given before the first iteration; the guard compares with it.
         done: iterations behind the present weights.
@@ -270,6 +273,7 @@ class PolicyLoop:
     rollouts: Path | None
     on_metrics: Callable[[int, Metrics], None]
     after_iteration: Callable[[int], Metrics] = lambda done: {}
+    engine: Engine | None = None
     guard: GuardParams | None = None
     start: Metrics = field(default_factory=dict)
     done: int = field(init=False, default=0)
@@ -345,6 +349,7 @@ class PolicyLoop:
             rate=rate * 0.5**self.rollbacks,
             kl=self.kl_weight,
         )
+        self.sync()
         if self.params.kl_target is not None:
             self.kl_weight = adapted_kl_weight(self.kl_weight, metrics["policy/kl"], self.params.kl_target)
         if self.rollouts is not None:
@@ -372,17 +377,24 @@ class PolicyLoop:
     def rollout(self, prompts: Sequence[Trace], n: int, key: str, tag: str) -> tuple[list[Completion], list[Trace]]:
         """Sample ``n`` completions for each prompt from the current policy."""
         seed = random.Random(f"{self.seed}/{key}/{self.position}").getrandbits(31)
-        completions = sample_together(
-            self.policy,
-            self.tokenizer,
-            [prompt.problem for prompt in prompts],
-            n=n,
-            max_new_tokens=self.params.max_new_tokens,
-            temperature=self.params.temperature,
-            seed=seed,
-        )
+        problems = [prompt.problem for prompt in prompts]
+        how: dict[str, Any] = {
+            "n": n,
+            "max_new_tokens": self.params.max_new_tokens,
+            "temperature": self.params.temperature,
+            "seed": seed,
+        }
+        if self.engine is None:
+            completions = sample_together(self.policy, self.tokenizer, problems, **how)
+        else:
+            completions = self.engine.sample(self.tokenizer, problems, **how)
         meta = {"step": self.done, "seed": seed}
         return completions, to_traces(completions, prompts, self.tokenizer, source="policy", tag=tag, meta=meta)
+
+    def sync(self) -> None:
+        """Give the engine, if there is one, the policy's weights."""
+        if self.engine is not None:
+            self.engine.sync(self.policy)
 
     # --- guard ------------------------------------------------------------------------------------------------------
 
@@ -447,6 +459,7 @@ class PolicyLoop:
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         """Inverse of what :meth:`save` kept."""
         self.policy.load_state_dict(state["policy"], strict=False)
+        self.sync()
         self.optimizer.load_state_dict(state["optimizer"])
         self.reward.restore(state["reward"], folder)
         self.done, self.good, self.kl_weight = state["done"], state["good"], state["kl_weight"]

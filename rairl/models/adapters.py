@@ -54,19 +54,45 @@ def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PeftModel:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without adapters that computes the same; ``model`` itself, which is left as it was, if it has none."""
-    if not hasattr(model, "peft_config"):
+    """The model without adapters and without 4-bit weights that computes the same.
+
+    ``model`` is left as it was, and is what comes back if it has neither.
+    """
+    adapted, quantised = hasattr(model, "peft_config"), getattr(model, "is_quantized", False)
+    if not adapted and not quantised:
         return model
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import LoraLayer
 
     plain = twin(model)
     for name, layer in list(plain.named_modules()):
-        if isinstance(layer, Linear):
-            base = layer.get_base_layer()
-            with torch.no_grad():
-                base.weight = nn.Parameter(base.weight + layer.get_delta_weight(NAME).to(base.weight.dtype))
-            plain.set_submodule(name, base)
-    del plain.peft_config
+        if isinstance(layer, LoraLayer):
+            plain.set_submodule(name, _folded(layer.get_base_layer(), layer.get_delta_weight(NAME)))  # type: ignore[attr-defined]
+    for name, layer in list(plain.named_modules()) if quantised else ():
+        if hasattr(layer, "quant_state"):
+            plain.set_submodule(name, _folded(layer, None))
+    if adapted:
+        del plain.peft_config
+    if quantised:
+        plain.hf_quantizer = None
+        plain.is_quantized = plain.is_loaded_in_4bit = False
+        del plain.quantization_method
+        plain.config = copy.deepcopy(plain.config)
+        del plain.config.quantization_config
+    return plain
+
+
+@torch.no_grad()
+def _folded(layer: nn.Linear, change: torch.Tensor | None) -> nn.Linear:
+    """A plain linear layer with the weight of ``layer``, and the change added in float32."""
+    weight = layer.weight
+    if hasattr(layer, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        layer.state_dict()  # brings back the order of the weights, which a pass without gradients on a CPU rearranges
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    whole = weight if change is None else (weight.float() + change.float()).to(weight.dtype)
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight, plain.bias = nn.Parameter(whole), layer.bias
     return plain
 
 

@@ -51,11 +51,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seed: int) -> PreTrainedModel:
-    """A Llama with random weights."""
+    """A Llama with random weights, ready to learn."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from rairl.models.policy import placed
+    from rairl.models.policy import mixed, placed
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -73,11 +73,19 @@ def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tok
         # The library's 0.02 suits widths of thousands; at this width attention would start flat and stay there long.
         initializer_range=params.hidden_size**-0.5,
     )
-    return placed(LlamaForCausalLM(config))
+    model = LlamaForCausalLM(config)
+    model.config.dtype = getattr(torch, params.dtype)
+    return mixed(placed(model))
 
 
 def load_source(
-    key: str, source: str, revision: str | None, system: str | None = None
+    key: str,
+    source: str,
+    revision: str | None,
+    system: str | None = None,
+    *,
+    dtype: str | None = None,
+    four_bit: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model from a local folder or the hub.
 
@@ -85,13 +93,14 @@ def load_source(
         key: the parameter that named ``source``, for error messages.
         revision: pinned commit of a hub id; a folder has none.
         system: message in front of every problem, see :func:`address`.
+        dtype, four_bit: see :func:`rairl.models.policy.precision`.
 
     Raises:
         RairlError: when the source can't be loaded, or a hub id has no pinned revision.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rairl.models.policy import placed
+    from rairl.models.policy import placed, precision
 
     local = Path(source).is_dir()
     if not local and revision is None:
@@ -100,7 +109,9 @@ def load_source(
             f"set {key.split('.')[0]}.revision to the commit to pin"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, revision=None if local else revision, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=None if local else revision, use_safetensors=True, **precision(dtype, four_bit)
+        )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision)
     except (OSError, ValueError) as error:
         raise RairlError(f"{key} {source!r} can't be loaded: {error}") from error

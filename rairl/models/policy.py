@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,8 +38,13 @@ def placed(model: PreTrainedModel) -> PreTrainedModel:
     return model if device is None else model.to(device)
 
 
-def load_policy(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(
+    folder: str | Path, *, dtype: str | None = None, four_bit: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a policy saved by :func:`save_policy`, ready for evaluation.
+
+    Args:
+        dtype, four_bit: see :func:`precision`.
 
     Raises:
         RairlError: when the folder is missing or holds no model.
@@ -46,8 +54,63 @@ def load_policy(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     quiet()
     if not (Path(folder) / "config.json").is_file():
         raise RairlError(f"{folder} holds no model (config.json is missing); run the stage that makes it")
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **precision(dtype, four_bit))
     return placed(model.eval()), AutoTokenizer.from_pretrained(folder)
+
+
+def precision(dtype: str | None, four_bit: bool) -> dict[str, Any]:
+    """Options of ``from_pretrained``.
+
+    Args:
+        dtype: the type to hold weights in and to compute with, ``bfloat16`` say; None for the one they are stored in.
+        four_bit: hold the weights of the projections in 4 bits: NF4, its scales quantised too (Dettmers et al. 2023).
+
+    Raises:
+        RairlError: when bitsandbytes is needed and not installed.
+    """
+    options: dict[str, Any] = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    if not four_bit:
+        return options
+    if find_spec("bitsandbytes") is None:
+        raise RairlError(
+            "load_in_4bit needs bitsandbytes, which is not installed: pip install 'rairl[quantised]', or switch it off"
+        )
+    from transformers import BitsAndBytesConfig
+
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=options.get("dtype", torch.bfloat16),
+    )
+    return {**options, "quantization_config": quantised, "device_map": {"": gpu() or torch.device("cpu")}}
+
+
+def mixed(model: PreTrainedModel) -> PreTrainedModel:
+    """Get a model ready for all its weights to learn, in place: they become float32 where they are stored in less.
+
+    Its products are still computed in the type it is stored in (autocast). Weights of bfloat16 could not learn: with 8
+    significant bits most of Adam's steps round to nothing.
+    """
+    stored = model.config.dtype
+    if stored in (None, torch.float32):
+        return model
+    model.float()
+    forward = type(model).forward
+
+    @functools.wraps(forward)
+    def in_stored_type(self: PreTrainedModel, *args: Any, **options: Any) -> Any:
+        with torch.autocast(self.device.type, stored):
+            return forward(self, *args, **options)
+
+    model.forward = MethodType(in_stored_type, model)  # a method, so that a copy of the model gets one of its own
+    return model
+
+
+def checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Let a model in training keep only what enters each layer for the backward pass, in place."""
+    # Reentrant checkpoints want inputs with a gradient, which the embeddings of a frozen body don't have.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def quiet() -> None:
@@ -58,9 +121,15 @@ def quiet() -> None:
 
 
 def save_policy(folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write config, safetensors and tokenizer into ``folder``; adapters are folded in, so any reader needs no peft."""
+    """Write config, safetensors and tokenizer into ``folder``; adapters are folded in, so any reader needs no peft.
+
+    Weights that learned in float32 (:func:`mixed`) are written in the type the model is stored in.
+    """
     quiet()
-    merged(model).save_pretrained(folder)
+    whole = merged(model)
+    if whole.config.dtype not in (None, whole.dtype):
+        whole = copy.deepcopy(whole).to(whole.config.dtype)
+    whole.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -74,9 +143,12 @@ def make_trainable(model: PreTrainedModel, params: PolicyParams, *, seed: int) -
         seed: of the adapters.
     """
     if params.train == "full":
-        return copy.deepcopy(model).requires_grad_(False)
-    reference = twin(model)
-    add_lora(model, params.lora_rank, seed=seed)
+        reference = copy.deepcopy(mixed(model)).requires_grad_(False)
+    else:
+        reference = twin(model)
+        add_lora(model, params.lora_rank, seed=seed)
+    if params.gradient_checkpointing:
+        checkpoint_gradients(model)
     return reference
 
 

@@ -27,8 +27,10 @@ from rairl.models.policy import (
     Encoded,
     SharedPrompts,
     batches_by_length,
+    checkpoint_gradients,
     encode,
     load_policy,
+    mixed,
     placed,
     quiet,
     token_at,
@@ -367,6 +369,7 @@ class RewardModel(nn.Module):
         """Write backbone, tokenizer, head, parameters and calibration; safetensors only.
 
         Adapters are written beside the frozen backbone, into ``adapter/``; for head ``linear`` they are folded into it.
+        With bfloat16 the head stands in ``head.safetensors`` too: what plain transformers loads is rounded.
         """
         from safetensors.torch import save_file
 
@@ -376,8 +379,10 @@ class RewardModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         if self.params.head == "linear":
             self._as_token_classifier().save_pretrained(folder)
+            if self.params.dtype != "float32":
+                save_file(self._last(), folder / "head.safetensors")
         else:
-            self.backbone.save_pretrained(folder)
+            merged(self.backbone).save_pretrained(folder)
             save_file(
                 {key: value.contiguous() for key, value in self.head.state_dict().items()}, folder / "head.safetensors"
             )
@@ -390,12 +395,17 @@ class RewardModel(nn.Module):
     def _as_token_classifier(self) -> PreTrainedModel:
         from transformers import AutoModelForTokenClassification
 
-        body = self.backbone if self.adapter is None else merged(self.adapter.get_base_model())
-        last = self.head[-1]
-        model = AutoModelForTokenClassification.from_config(_labels(self.backbone.config, last.out_features))
+        body = merged(self.backbone if self.adapter is None else self.adapter.get_base_model())
+        model = AutoModelForTokenClassification.from_config(
+            _labels(body.config, self.head[-1].out_features), dtype=getattr(torch, self.params.dtype)
+        )
         model.base_model.load_state_dict(body.state_dict())
-        model.score.load_state_dict({"weight": last.weight, "bias": last.bias})  # the weight in use, normalised or not
+        model.score.load_state_dict(self._last())
         return model
+
+    def _last(self) -> dict[str, Tensor]:
+        """The head's last linear map: the weight in use, normalised or not."""
+        return {"weight": self.head[-1].weight.detach().contiguous(), "bias": self.head[-1].bias.detach()}
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> RewardModel:
@@ -425,7 +435,9 @@ class RewardModel(nn.Module):
         if params.head == "linear":
             whole = placed(AutoModelForTokenClassification.from_pretrained(folder, use_safetensors=True))
             model = cls(whole.base_model, tokenizer, params, calibration)
-            model.head = nn.Sequential(whole.score)  # in use as it is: normalised twice, its last digits could differ
+            model.head = nn.Sequential(whole.score.float())  # as it is: normalised twice, its last digits could differ
+            if (folder / "head.safetensors").is_file():
+                model.head[0].load_state_dict(load_file(folder / "head.safetensors"))
         else:
             backbone = placed(AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True))
             adapter = load_lora(twin(backbone), folder / "adapter") if params.train == "lora" else None
@@ -441,7 +453,7 @@ class RewardModel(nn.Module):
 
 def new_reward(folder: str | Path, params: RewardParams, *, seed: int) -> RewardModel:
     """An untrained reward model on the causal model in ``folder``."""
-    return reward_on(*load_policy(folder), params, seed=seed)
+    return reward_on(*load_policy(folder, dtype=params.dtype, four_bit=params.load_in_4bit), params, seed=seed)
 
 
 def reward_on(
@@ -455,12 +467,12 @@ def reward_on(
     backbone = model.base_model if params.head == "linear" else model
     torch.manual_seed(seed)
     reward = RewardModel(backbone, tokenizer, params)
+    if params.train == "full":
+        mixed(backbone)
     if params.train == "lora":
         reward.adapter = add_lora(twin(backbone), params.lora_rank, seed=seed)
     if params.gradient_checkpointing:
-        body = backbone if reward.adapter is None else reward.adapter
-        # Reentrant checkpoints want inputs with a gradient, which the embeddings of a frozen body don't have.
-        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_gradients(backbone if reward.adapter is None else reward.adapter)
     return reward
 
 

@@ -31,7 +31,7 @@ ABOUT = {
     "base": "Build, train or fetch the base model.",
     "sft": "Fine-tune the base model on the demonstrations.",
     "peer": "Train a second model by the same recipe, for the reward to read with.",
-    "grpo": "Train the outcome-reward baseline from the SFT policy.",
+    "grpo": "Train the outcome-reward baseline from where R-AIRL starts.",
     "rairl": "Learn the reward and the policy against each other.",
     "sample": "Draw candidates from every policy.",
     "posttrain": "Measure pass@k of every policy.",
@@ -51,7 +51,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "base": {**_DATA},
     "sft": {**_DATA, "base": "models/base"},
     "peer": {**_DATA},
-    "grpo": {**_DATA, "sft": "models/sft"},
+    "grpo": {**_DATA, "base": "models/base", "sft": "models/sft"},
     "rairl": {**_DATA, "base": "models/base", "sft": "models/sft", "peer": "models/peer"},
     "sample": {
         **_DATA, "base": "models/base", "sft": "models/sft", "sft_last": "models/sft_last", "grpo": "models/grpo",

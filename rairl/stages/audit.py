@@ -40,7 +40,7 @@ from rairl.evaluate.candidates import (
 from rairl.evaluate.labels import CHECK_LABELS, VARIANT_LABELS, split_label
 from rairl.evaluate.localise import first_error, suspicion
 from rairl.evaluate.probability import probabilities
-from rairl.evaluate.probes import corrupted, originals
+from rairl.evaluate.probes import SEEN, corrupted, originals
 from rairl.evaluate.questions import Table, write_questions
 from rairl.evaluate.rerank import AGGREGATORS, aggregate
 from rairl.evaluate.scores import Saved, read_scores
@@ -48,7 +48,6 @@ from rairl.evaluate.shaping import learned_sums, shaped
 from rairl.evaluate.training import powers_of_two
 from rairl.evaluate.variants import VARIANTS, overlap
 from rairl.params import Params
-from rairl.perturb import KINDS
 from rairl.stats import (
     Estimate,
     bootstrap_mean,
@@ -201,7 +200,7 @@ class _Checks:
         turned = turned_pairs(good, self.params.seed)
         premise = [
             (good[row], with_answer_of(bad, good[row]))
-            for kind in KINDS
+            for kind in SEEN
             for row, bad in corrupted(good[:SAMPLED], kind, self.params.seed)
             if bad.first_error is not None and answer_block(good[row]).strip()
         ]

@@ -45,7 +45,9 @@ def base(params: Params, run: Run, *, data: Path, model: Path) -> dict[str, Esti
     else:
         from rairl.models.base import load_source
 
-        network, tokenizer = load_source("base.source", params.base.source, params.base.revision, params.system)
+        network, tokenizer = load_source(
+            "base.source", params.base.source, params.base.revision, params.system, dtype=params.base.dtype
+        )
     from rairl.models.policy import save_policy
 
     save_policy(model, network, tokenizer)
@@ -117,7 +119,8 @@ def _corpus(params: Params, data: Path, seed: int) -> Sequence[Trace]:
     from rairl.datasets import arithmetic
 
     seen = frozenset(trace.problem for path in sorted(data.glob("*.jsonl")) for trace in read_traces(path))
-    pairs = arithmetic.corpus(params.base.corpus, seed, seen)
+    ranges = {"steps": params.dataset.steps, "largest": params.dataset.largest}
+    pairs = arithmetic.corpus(params.base.corpus, seed, seen, **ranges)
     return [Trace(id=str(index), problem=problem, text=text) for index, (problem, text) in enumerate(pairs)]
 
 

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from rairl.tracking import Run
 
 
-def grpo(params: Params, run: Run, *, data: Path, sft: Path, model: Path, history: Path) -> dict[str, Estimate]:
-    """Train the SFT policy on the outcome (right answer = 1).
+def grpo(
+    params: Params, run: Run, *, data: Path, base: Path, sft: Path, model: Path, history: Path
+) -> dict[str, Estimate]:
+    """Train a policy on the outcome (right answer = 1).
 
     Args:
         params: ``policy`` acts here.
         run: metrics per iteration.
         data: the prepared splits; ``prompts`` with answers.
-        sft: folder of the SFT policy, which is also the KL reference.
+        base, sft: folders of the models of which ``policy.start`` names the one to start from, the KL reference.
         model: folder to write.
         history: folder for ``history.json``, one row per iteration.
 
@@ -37,6 +39,7 @@ def grpo(params: Params, run: Run, *, data: Path, sft: Path, model: Path, histor
         return {}
     from rairl.learn.adversarial import OutcomeReward, PolicyLoop
     from rairl.learn.checkpoints import checkpoint_folder, clear
+    from rairl.learn.engine import new_engine
     from rairl.models.policy import load_policy, make_trainable, save_policy
 
     run.log_input(data / "prompts.jsonl", name="prompts")
@@ -44,7 +47,8 @@ def grpo(params: Params, run: Run, *, data: Path, sft: Path, model: Path, histor
     without = [prompt.id for prompt in prompts if prompt.gold is None]
     if without:
         raise RairlError(f"{data / 'prompts.jsonl'}: {without[0]!r} has no 'gold'; the outcome reward needs an answer")
-    policy, tokenizer = load_policy(sft)
+    start = {"base": base, "sft": sft}[params.policy.start]
+    policy, tokenizer = load_policy(start, four_bit=params.policy.load_in_4bit)
     loop = PolicyLoop(
         policy=policy,
         reference=make_trainable(policy, params.policy, seed=params.seed),
@@ -53,9 +57,10 @@ def grpo(params: Params, run: Run, *, data: Path, sft: Path, model: Path, histor
         reward=OutcomeReward(params.policy.advantage_floor, params.policy.baseline),
         params=params.policy,
         seed=params.seed,
-        checkpoints=checkpoint_folder("grpo", params, [data / "card.json", sft]),
+        checkpoints=checkpoint_folder("grpo", params, [data / "card.json", start]),
         rollouts=None,
         on_metrics=lambda iteration, metrics: run.log(metrics, step=iteration),
+        engine=new_engine(params.policy, start),
     )
     rows = loop.run("grpo")
     save_policy(model, policy, tokenizer)

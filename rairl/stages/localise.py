@@ -23,13 +23,12 @@ from rairl.evaluate.localise import (
     suspicion,
     trivial_predictions,
 )
-from rairl.evaluate.probes import UNSEEN, Probe, corrupted, originals, probe_figures
+from rairl.evaluate.probes import SEEN, UNSEEN, Probe, corrupted, originals, probe_figures
 from rairl.evaluate.questions import Table, sums, write_questions
 from rairl.evaluate.rerank import aggregate
 from rairl.evaluate.scores import read_scores
 from rairl.evaluate.windows import changed_tokens, point, window_figures
 from rairl.params import Params
-from rairl.perturb import KINDS
 from rairl.stats import Estimate
 from rairl.traces import Trace, read_traces
 
@@ -199,7 +198,7 @@ def _probes(
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     traces = read_traces(candidates_path(candidates, policy, "test"))
     right = originals(traces, PROBED)
-    made = [(kind, right[row], bad) for kind in (*KINDS, *UNSEEN) for row, bad in corrupted(right, kind, params.seed)]
+    made = [(kind, right[row], bad) for kind in (*SEEN, *UNSEEN) for row, bad in corrupted(right, kind, params.seed)]
     natural = list({trace.question: trace for trace in reversed(_wrong(traces))}.values())[::-1][:PROBED]
     every = [*right, *(bad for _, _, bad in made), *natural]
     if not every:
@@ -239,7 +238,7 @@ def _probes(
         for trace, item, reads, theirs in zip(every, items, model.token_reads(every), surprise["logprob"], strict=True)
     }
     sets = {"natural": [(trace, pointed[trace.id].step) for trace in natural]}
-    for family, kinds in (("seen", KINDS), ("unseen", UNSEEN)):
+    for family, kinds in (("seen", SEEN), ("unseen", UNSEEN)):
         sets[family] = [
             (bad, changed_tokens(pointed[original.id].ids, pointed[bad.id].ids))
             for kind, original, bad in made

@@ -43,8 +43,8 @@ def rairl(
         params: ``reward``, ``policy`` and ``guard`` act here.
         run: metrics per update and iteration; every reward checkpoint becomes a registered version.
         data: the prepared splits.
-        base: folder of the base model.
-        sft: folder of the SFT policy: start of the policy and KL reference.
+        base, sft: folders of the base model and the SFT policy; ``policy.start`` names the one that the policy starts
+            from, the KL reference.
         peer: folder of the peer, which is read for ``reward.backbone: peer`` only.
         policy: folder to write the trained policy to (stays empty for logged traces: no policy is in the loop).
         reward: folder for the best reward checkpoint.
@@ -97,11 +97,12 @@ class _Training:
         self.params, self.log, self.data, self.work = params, run, data, work
         self.base, self.sft, self.peer = base, sft, peer
         self.demos = read_traces(data / "demos.jsonl")
-        self.policy, self.tokenizer = load_policy(sft)
+        self.start = {"base": base, "sft": sft}[params.policy.start]
+        self.policy, self.tokenizer = load_policy(self.start, four_bit=params.policy.load_in_4bit)
         self.reference = make_trainable(self.policy, params.policy, seed=params.seed)
         self.model: RewardModel = self._new_reward()
         self.dev: Dev = self._dev()
-        # With logged traces the SFT policy stands for their unknown writers where log pi is asked for.
+        # With logged traces the policy, which never moves, stands for their unknown writers where log pi is asked for.
         self.reward: LearnedReward = LearnedReward(
             self.model,
             self.demos,
@@ -123,13 +124,15 @@ class _Training:
         from rairl.models.policy import load_policy
         from rairl.models.reward import reward_on
 
-        params = self.params.reward
+        params, own = self.params.reward, {"base": self.base, "sft": self.sft, "peer": self.peer}
+        dtype, four_bit = params.dtype, params.load_in_4bit
         if params.backbone == "shared":
             body = self.reference, self.tokenizer
-        elif params.backbone in ("base", "sft", "peer"):
-            body = load_policy({"base": self.base, "sft": self.sft, "peer": self.peer}[params.backbone])
+        elif params.backbone in own:
+            body = load_policy(own[params.backbone], dtype=dtype, four_bit=four_bit)
         else:
-            body = load_source("reward.backbone", params.backbone, params.revision, self.params.system)
+            source = "reward.backbone", params.backbone, params.revision, self.params.system
+            body = load_source(*source, dtype=dtype, four_bit=four_bit)
         return reward_on(*body, params, seed=self.params.seed)
 
     def _dev(self) -> Dev:
@@ -189,7 +192,7 @@ class _Training:
         return reason is not None
 
     def _start(self) -> dict[str, float]:
-        """Dev scores before the first iteration: of the warmed-up reward, and of the SFT policy."""
+        """Dev scores before the first iteration: of the warmed-up reward, and of the policy."""
         from rairl.learn.distributed import by_first
 
         return {**by_first(lambda: read_scores(self._checkpoint(0))[1]), **solved(self.dev.rollouts)}
@@ -204,11 +207,11 @@ class _Training:
         if self.params.logged:
             negatives = read_traces(self.data / "logged_train.jsonl")
         else:
-            n = self.params.reward.warmup_rollouts
-            negatives = [
-                *self._rollouts(load_policy(self.base), self.demos, n, "warmup-base"),
-                *self._rollouts((self.policy, self.tokenizer), self.demos, n, "warmup-sft"),
-            ]
+            n, start = self.params.reward.warmup_rollouts, self.params.policy.start
+            negatives = []
+            if start == "sft":
+                negatives += self._rollouts(load_policy(self.base), self.demos, n, "warmup-base")
+            negatives += self._rollouts((self.policy, self.tokenizer), self.demos, n, f"warmup-{start}")
             by_first(lambda: write_traces(self.work / "rollouts" / "warmup.jsonl", negatives))
         updates = self.params.reward.warmup_updates
         bar = tqdm(total=updates, desc="reward warm-up", unit="update")
@@ -229,6 +232,7 @@ class _Training:
 
     def _loop(self):  # type: ignore[no-untyped-def]
         from rairl.learn.adversarial import PolicyLoop
+        from rairl.learn.engine import new_engine
 
         def after(done: int) -> dict[str, float]:
             if done % self.params.reward.register_every and done != self.params.policy.iterations:
@@ -249,6 +253,7 @@ class _Training:
             rollouts=self.work / "rollouts",
             on_metrics=lambda iteration, metrics: self.log.log(metrics, step=iteration),
             after_iteration=after,
+            engine=new_engine(self.params.policy, self.start),
             guard=self.params.guard,
             start=self._start(),
         )

@@ -35,13 +35,15 @@ def sft(params: Params, run: Run, *, data: Path, base: Path, model: Path, last: 
     """
     from rairl.learn.checkpoints import checkpoint_folder, clear
     from rairl.models.adapters import add_lora
-    from rairl.models.policy import load_policy, save_policy
+    from rairl.models.policy import load_policy, mixed, save_policy
 
     for split in ("demos", "dev"):
         run.log_input(data / f"{split}.jsonl", name=split)
     network, tokenizer = load_policy(base)
     if params.sft.train == "lora":
         add_lora(network, params.sft.lora_rank, seed=params.seed)
+    else:
+        mixed(network)
     dev = read_traces(data / "dev.jsonl")
     work = checkpoint_folder("sft", params, [data / "card.json", base])
     history = fine_tune(
