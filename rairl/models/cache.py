@@ -54,7 +54,7 @@ def _spare(states: Tensor) -> tuple[int, ...]:
 
 
 def sampling_cache(config: PreTrainedConfig) -> DynamicCache:
-    """An empty cache; layers that transformers keeps in a way of their own, such as sliding windows, stay as they are."""
+    """An empty cache; layers of other kinds, such as sliding windows, are those of transformers."""
     cache = DynamicCache(config=config)
     cache.layers = [SpareLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
