@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro study paper test test-all lint ui kfp-local image-test gsm8k-logged arithmetic-gpu lock clean
+.PHONY: help setup repro study paper bench test test-all lint ui kfp-local image-test gsm8k-logged arithmetic-gpu lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ together = { dvc repro -s $(1) & first=$$!; dvc repro -s $(2); second=$$?; wait 
 
 study: setup ## every study of studies/ on five seeds, into runs/studies and docs/results.md: hours; it resumes
 	@rairl study studies/*.yaml --docs docs/results.md
+
+bench: setup ## speed beside what else could be used, into runs/bench and docs/performance.md: 10 minutes, after make repro
+	@OMP_NUM_THREADS=1 python -m benchmarks --docs docs/performance.md
 
 test: setup ## the tests, except the slow ones
 	@pytest -q -n auto --dist loadfile -m "not slow"

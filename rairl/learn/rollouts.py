@@ -97,13 +97,13 @@ def _sample_batch(
     temperature: float,
     draws: Tensor,
 ) -> list[Completion]:
-    from transformers import DynamicCache
+    from rairl.models.cache import sampling_cache
 
     model.eval()
     device = next(model.parameters()).device
     ids, mask = (part.to(device) for part in pad(prompts, tokenizer.pad_token_id, left=True))
     position = mask.cumsum(-1) - 1
-    cache = DynamicCache(config=model.config)
+    cache = sampling_cache(model.config)
     out = model(
         input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=cache, logits_to_keep=1
     )
