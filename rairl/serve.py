@@ -60,6 +60,10 @@ class Solution(BaseModel):
     answer: str | None = None
 
 
+EXAMPLE = {"problem": "Ann has 3 eggs and buys 4. How many?", "steps": ["3 + 4 = 7"], "answer": "7"}
+"""The request that is registered with every model, for whoever wants to try it."""
+
+
 class Verdict(BaseModel):
     """The reply to a :class:`Solution`.
 
@@ -291,4 +295,5 @@ def save_pyfunc(folder: Path, target: Path, *, model: LoggedModel, run_id: str) 
             code_paths=[str(package)],
             pip_requirements=requirements(),
             mlflow_model=card,
+            input_example=[EXAMPLE],
         )

@@ -63,8 +63,30 @@ def measure(run: Path, policy: str, problems: int, n: int, lines: int, line_toke
     return rows
 
 
+def show(policy: str, by_run: dict[str, list[dict[str, float]]], n: int) -> None:
+    """Print means over runs with intervals over runs and problems, each run's own value, and paired differences."""
+    names = list(next(iter(by_run.values()))[0])
+    tables = [np.array([[row[name] for name in names] for row in rows]) for rows in by_run.values()]
+    print(f"\n{policy}: {len(tables)} runs, {len(tables[0])} problems each; by run: {', '.join(by_run)}")
+    for at, name in enumerate(names):
+        print(f"  {name}: {_line([values[:, at] for values in tables], '.3f')}")
+    guided = names.index("guided")
+    for other in ("one sample", f"best of {n}", f"best of {n + 1}"):
+        at = names.index(other)
+        print(f"  guided minus {other}: {_line([values[:, guided] - values[:, at] for values in tables], '+.3f')}")
+    sys.stdout.flush()
+
+
+def _line(columns: list[np.ndarray], form: str) -> str:
+    """The mean of one figure, from its values per problem of each run."""
+    pairs = [np.stack([values, np.ones_like(values)], axis=-1)[:, None] for values in columns]
+    found = hierarchical_bootstrap(pairs, lambda means: means[..., 0])
+    each = ", ".join(f"{values.mean():{form}}" for values in columns)
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]  ({each})"
+
+
 def main() -> None:
-    """Print one table per policy: means over runs, intervals over runs and problems."""
+    """One table per policy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--policy", action="append", choices=FOLDERS, required=True)
@@ -72,29 +94,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4)
     parser.add_argument("--lines", type=int, default=16, help="rounds at most")
     parser.add_argument("--line-tokens", type=int, default=32, help="tokens of a round at most")
-    parser.add_argument("--output", type=Path, help="write the rows behind the table here, as JSON")
+    parser.add_argument("--output", type=Path, help="write the rows behind the tables here, as JSON")
     args = parser.parse_args()
     kept = {}
     for policy in args.policy:
-        by_run = {
+        kept[policy] = {
             run.name: measure(run, policy, args.problems, args.n, args.lines, args.line_tokens) for run in args.runs
         }
-        kept[policy] = by_run
-        names = list(next(iter(by_run.values()))[0])
-        table = [np.array([[row[name] for name in names] for row in rows]) for rows in by_run.values()]
-        pairs = [np.stack([values, np.ones_like(values)], axis=-1) for values in table]
-        print(f"\n{policy}: {len(args.runs)} runs, {args.problems} problems each; by run: {', '.join(by_run)}")
-        for at, name in enumerate(names):
-            figure = hierarchical_bootstrap(pairs, lambda means, at=at: means[..., at])
-            print(f"  {name}: {figure}  ({', '.join(f'{values[:, at].mean():.3f}' for values in table)})")
-        guided = names.index("guided")
-        for other in ("one sample", f"best of {args.n}", f"best of {args.n + 1}"):
-            figure = hierarchical_bootstrap(
-                pairs, lambda means, at=names.index(other): means[..., guided] - means[..., at]
-            )
-            gain = ", ".join(f"{(values[:, guided] - values[:, names.index(other)]).mean():+.3f}" for values in table)
-            print(f"  guided minus {other}: {figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]  ({gain})")
-        sys.stdout.flush()
+        show(policy, kept[policy], args.n)
         if args.output is not None:
             args.output.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
