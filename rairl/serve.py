@@ -168,13 +168,13 @@ def reward_function(model: RewardModel) -> Callable[..., list[float]]:
 
     def rairl_reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         pairs = zip(prompts, completions, strict=True)
-        traces = [_written(_content(prompt), _content(text), str(at)) for at, (prompt, text) in enumerate(pairs)]
+        traces = [written(content(prompt), content(text), str(at)) for at, (prompt, text) in enumerate(pairs)]
         return [verdict.score for verdict in judge(model, traces)]
 
     return rairl_reward
 
 
-def _content(message: Any) -> str:
+def content(message: Any) -> str:
     """The text of a prompt or completion, which may be a conversation.
 
     Raises:
@@ -186,7 +186,7 @@ def _content(message: Any) -> str:
     return content
 
 
-def _written(problem: str, text: str, key: str) -> Trace:
+def written(problem: str, text: str, key: str) -> Trace:
     """A completion as a policy wrote it, with the steps that it shows; an empty one is a blank line."""
     from rairl.segment import guess, segment
 
@@ -248,12 +248,12 @@ def guided_decode(
             steps = [_until_end(row, tokenizer) for row in rows]
             sampled += sum(len(step) + ended for step, ended in steps)
             texts = [tokenizer.decode(chosen + step, skip_special_tokens=False) for step, _ in steps]
-            scores = [verdict.score for verdict in judge(reward, [_written(problem, text, "0") for text in texts])]
+            scores = [verdict.score for verdict in judge(reward, [written(problem, text, "0") for text in texts])]
             step, finished = steps[max(range(k), key=scores.__getitem__)]
             chosen = chosen + step
             if finished:
                 break
-    trace = _written(problem, tokenizer.decode(chosen, skip_special_tokens=False), "0")
+    trace = written(problem, tokenizer.decode(chosen, skip_special_tokens=False), "0")
     return replace(trace, answer=read_answer(trace.text, trace.problem), meta={"tokens": sampled, "finished": finished})
 
 
