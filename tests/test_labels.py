@@ -157,7 +157,7 @@ def test_a_right_trace_is_a_positive_and_a_draw_is_no_larger_than_the_experts(
 def test_what_was_marked_is_learned(
     learner: Callable[..., LearnedReward], demos: list[Trace], changes: dict[str, Any]
 ) -> None:
-    """Of two rewards of the same seed the one with the labels trusts a slip less that no rollout and no corruption has."""
+    """Of two rewards of the same seed the one with the labels trusts a slip less that nothing else shows it."""
     slipped = [[*demo.step_texts()[:-1], "It rains."] for demo in demos]
     wrong = [
         Trace.from_json(
