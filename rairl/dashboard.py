@@ -21,7 +21,7 @@ FIGURES = (
     "localise.reward.exact",
 )
 """Headline figures of a pipeline run, in MLflow's spelling."""
-COMPARED = ("seed", "reward.granularity", "reward.objective", "reward.credit")
+COMPARED = ("seed", "reward.granularity")
 """Parameters that most runs differ in."""
 _PREFIX = "mlflow.sharedViewState."
 
@@ -31,7 +31,7 @@ def experiment_tags(experiment_id: str) -> dict[str, str]:
     columns = [
         "attributes.`Description`",
         *(f"metrics.`{name}`" for name in FIGURES),
-        *(f"params.`{name}`" for name in (*COMPARED, "dataset.name", "base.source", "reward.backbone")),
+        *(f"params.`{name}`" for name in (*COMPARED, "reward.objective", "reward.credit", "reward.backbone")),
         "tags.`rairl.data`",
         "tags.`rairl.commit`",
     ]
@@ -122,8 +122,8 @@ def addresses(host: str, experiment_id: str) -> dict[str, str]:
 
 
 def run_note(params: Params, data: str, commit: str) -> str:
-    """The description of a pipeline's run: what it learned from what."""
-    return f"{policy(params)} on {params.dataset.name}, data `{data}`, commit `{commit[:9]}`; reward on {body(params)}"
+    """The description of a pipeline's run, which the table shows as plain text: what learned from what."""
+    return f"data {data}, commit {short(commit)}; {params.dataset.name}; {policy(params)}; reward on {body(params)}"
 
 
 def version_note(
@@ -150,9 +150,15 @@ def version_note(
     return (
         f"**dev:** {found}\n\n"
         f"**policy:** {policy(params)}, iteration {step}; **reward:** {body(params)}, {params.reward.granularity}\n\n"
-        f"**from:** {params.dataset.name}, data `{data}`, commit `{commit[:9]}`\n\n"
+        f"**from:** {params.dataset.name}, data `{data}`, commit `{short(commit)}`\n\n"
         f"[the run]({place}{run_id}) · [all stages]({place}{parent_id}) · [test report]({place}{parent_id}/artifacts)"
     )
+
+
+def short(commit: str) -> str:
+    """A commit's first nine digits, with the mark of a changed working tree."""
+    head, dirty, _ = commit.partition("-dirty")
+    return head[:9] + dirty
 
 
 def policy(params: Params) -> str:
