@@ -43,7 +43,9 @@ def experiment_tags(experiment_id: str) -> dict[str, str]:
         columns,
         searchFilter="tags.`rairl.stage` = 'pipeline'",
         columnWidths={"attributes.`Description`": 260},
-        compareRunSections=[{"uuid": "figures", "name": "Figures", "display": True, "isReordered": False}],
+        compareRunSections=[
+            {"uuid": "figures", "name": "Figures", "display": True, "isReordered": False, "columns": 2}
+        ],
         compareRunCharts=[
             _chart(
                 "PARALLEL", "parallel", selectedParams=list(COMPARED), selectedMetrics=list(FIGURES), showAllRuns=True
