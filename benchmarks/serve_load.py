@@ -76,7 +76,7 @@ def bodies(traces: Path | None, solutions: int) -> list[bytes]:
 
 
 @contextmanager
-def server(reward: str, seconds: float = 120) -> Iterator[tuple[int, psutil.Process]]:
+def server(reward: str, seconds: float = 300) -> Iterator[tuple[int, psutil.Process]]:
     """``rairl serve`` in a process of its own, from the moment that it answers: its port and the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -43,9 +43,7 @@ def experiment_tags(experiment_id: str) -> dict[str, str]:
         columns,
         searchFilter="tags.`rairl.stage` = 'pipeline'",
         columnWidths={"attributes.`Description`": 260},
-        compareRunSections=[
-            {"uuid": "figures", "name": "Figures", "display": True, "isReordered": False, "columns": 2}
-        ],
+        compareRunSections=[{"uuid": "figures", "name": "Figures", "display": True, "isReordered": False}],
         compareRunCharts=[
             _chart(
                 "PARALLEL", "parallel", selectedParams=list(COMPARED), selectedMetrics=list(FIGURES), showAllRuns=True
