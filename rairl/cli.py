@@ -480,8 +480,11 @@ def ui(
     folder: Annotated[Path, typer.Option("--dir", help="folder of a run")] = Path("."),
     port: Annotated[int, typer.Option(help="port on this machine")] = 5000,
 ) -> None:
-    """Open the MLflow page of the folder's own store, or name the tracking server that is in use."""
-    from rairl.tracking import tracking_uri
+    """Open the MLflow page of the folder's own store, or name the tracking server that is in use.
+
+    It also prints where the prepared views are: runs with their figures, compared by charts, by stage; the rewards.
+    """
+    from rairl.tracking import tracking_uri, views
 
     uri = tracking_uri(folder)
     if uri.startswith("http"):
@@ -490,7 +493,9 @@ def ui(
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise RairlError(f"{folder / 'mlflow.db'} does not exist; run `make repro`, or name a run's folder with --dir")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # eight idle worker processes otherwise
-    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    print(
+        f"http://127.0.0.1:{port}  (Ctrl-C ends it)", *views(f"http://127.0.0.1:{port}", folder), sep="\n", flush=True
+    )
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
     os.execv(sys.executable, command)
 

@@ -68,7 +68,21 @@ class LoggedDataset(Section):
     max_demos: PositiveInt | None = Field(default=None, description="use at most this many expert traces; null for all")
 
 
-class FileDataset(Section):
+class Reviewed(Section):
+    """Labels of a reviewer on solutions that somebody else wrote: traces whose first wrong step is known."""
+
+    labels: list[str] = Field(
+        default=[],
+        description="files as `rairl view` lets a reviewer download them (or of the public labelled sets), to learn "
+        "from: wrong traces are negatives from their first wrong step on, right ones are positives",
+    )
+    dev_labels: list[str] = Field(
+        default=[],
+        description="such files on dev's problems or other ones: natural errors to choose locator and threshold on",
+    )
+
+
+class FileDataset(Reviewed):
     """A user's own files in the trace format."""
 
     name: Literal["file"]
@@ -78,7 +92,7 @@ class FileDataset(Section):
     test: str = Field(description="held-out problems with `gold`")
 
 
-class RealText(Section):
+class RealText(Reviewed):
     """What the data sets of real questions share. A source is a JSON-lines file or a hub id with a pinned revision."""
 
     system: str | None = Field(

@@ -102,30 +102,36 @@ def difference(first: Version, second: Version) -> dict[str, tuple[str, str]]:
 
 
 def versions_table(versions: Sequence[Version]) -> Table:
-    """One row per version, for the console."""
+    """One row per version, for a console of 80 columns: digests by their first seven digits, ``–`` for nothing."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="registered rewards", title_justify="left")
-    for column in ("version", "alias", "dev/score", "step", "granularity", "seed", "data", "params", "commit", "made"):
-        table.add_column(column, no_wrap=column != "alias", justify="right" if column == "dev/score" else "left")
+    table = Table(
+        title="registered rewards",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("no.", "alias", "dev", "step", "reads", "seed", "data", "params", "commit", "made"):
+        number = column in ("no.", "dev", "step", "seed")
+        table.add_column(column, no_wrap=True, justify="right" if number else "left")
     for one in versions:
         score = one.scores.get("dev/score")
-        kept = [one.lineage.get(key, "–") for key in ("step", "granularity", "seed", "rairl.data", "rairl.params")]
+        told = {key: one.lineage.get(key, "–") for key in _LINEAGE}
         table.add_row(
             str(one.number),
-            ", ".join(one.aliases),
+            "\n".join(one.aliases) or "–",
             "–" if score is None else f"{score:.3f}",
-            *kept,
-            short(one.lineage.get("rairl.commit", "–")),
-            f"{one.made:%Y-%m-%d %H:%M}",
+            *(told[key] for key in ("step", "granularity", "seed")),
+            *(told[key][:7] for key in ("rairl.data", "rairl.params")),
+            told["rairl.commit"][:7] + ("*" if told["rairl.commit"].endswith("-dirty") else ""),
+            f"{one.made:%Y-%m-%d}",
         )
+    if any(one.lineage.get("rairl.commit", "").endswith("-dirty") for one in versions):
+        table.caption = "* and changes that were not committed"
     return table
-
-
-def short(commit: str) -> str:
-    """A commit's first nine digits, with the mark of a changed working tree."""
-    head, dirty, _ = commit.partition("-dirty")
-    return head[:9] + dirty
 
 
 def description(version: Version) -> str:

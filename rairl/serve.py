@@ -60,6 +60,10 @@ class Solution(BaseModel):
     answer: str | None = None
 
 
+EXAMPLE = {"problem": "Ann has 3 eggs and buys 4. How many?", "steps": ["3 + 4 = 7"], "answer": "7"}
+"""The request that is registered with every model, for whoever wants to try it."""
+
+
 class Verdict(BaseModel):
     """The reply to a :class:`Solution`.
 
@@ -164,13 +168,13 @@ def reward_function(model: RewardModel) -> Callable[..., list[float]]:
 
     def rairl_reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         pairs = zip(prompts, completions, strict=True)
-        traces = [_written(_content(prompt), _content(text), str(at)) for at, (prompt, text) in enumerate(pairs)]
+        traces = [written(content(prompt), content(text), str(at)) for at, (prompt, text) in enumerate(pairs)]
         return [verdict.score for verdict in judge(model, traces)]
 
     return rairl_reward
 
 
-def _content(message: Any) -> str:
+def content(message: Any) -> str:
     """The text of a prompt or completion, which may be a conversation.
 
     Raises:
@@ -182,7 +186,7 @@ def _content(message: Any) -> str:
     return content
 
 
-def _written(problem: str, text: str, key: str) -> Trace:
+def written(problem: str, text: str, key: str) -> Trace:
     """A completion as a policy wrote it, with the steps that it shows; an empty one is a blank line."""
     from rairl.segment import guess, segment
 
@@ -244,12 +248,12 @@ def guided_decode(
             steps = [_until_end(row, tokenizer) for row in rows]
             sampled += sum(len(step) + ended for step, ended in steps)
             texts = [tokenizer.decode(chosen + step, skip_special_tokens=False) for step, _ in steps]
-            scores = [verdict.score for verdict in judge(reward, [_written(problem, text, "0") for text in texts])]
+            scores = [verdict.score for verdict in judge(reward, [written(problem, text, "0") for text in texts])]
             step, finished = steps[max(range(k), key=scores.__getitem__)]
             chosen = chosen + step
             if finished:
                 break
-    trace = _written(problem, tokenizer.decode(chosen, skip_special_tokens=False), "0")
+    trace = written(problem, tokenizer.decode(chosen, skip_special_tokens=False), "0")
     return replace(trace, answer=read_answer(trace.text, trace.problem), meta={"tokens": sampled, "finished": finished})
 
 
@@ -291,4 +295,5 @@ def save_pyfunc(folder: Path, target: Path, *, model: LoggedModel, run_id: str) 
             code_paths=[str(package)],
             pip_requirements=requirements(),
             mlflow_model=card,
+            input_example=[EXAMPLE],
         )

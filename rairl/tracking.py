@@ -31,6 +31,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rairl import dashboard
 from rairl.errors import RairlError
 from rairl.params import Params
 
@@ -132,18 +133,19 @@ class Run:
 
         self._send(f"input {name}", send)
 
-    def log_artifact(self, path: str | Path) -> None:
-        """Keep a file, or a folder under its own name, with the run."""
+    def log_artifact(self, path: str | Path, *, of_pipeline: bool = False) -> None:
+        """Keep a file, or a folder under its own name, with the stage's run, or with the pipeline's."""
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist, so it cannot be kept with the run")
         folder = path.name if path.is_dir() else None
 
         def send(client: MlflowClient) -> None:
+            keeper = (self.parent_id if of_pipeline else self.run_id) or ""
             if folder:
-                client.log_artifacts(self.run_id or "", str(path), artifact_path=folder)
+                client.log_artifacts(keeper, str(path), artifact_path=folder)
             else:
-                client.log_artifact(self.run_id or "", str(path))
+                client.log_artifact(keeper, str(path))
 
         self._send(f"artifact {path.name}", send)
 
@@ -167,6 +169,8 @@ class Run:
         labels = {
             **self._tags,
             "stage": self._stage,
+            "policy": dashboard.policy(self._params),
+            "backbone": dashboard.body(self._params),
             "granularity": self._params.reward.granularity,
             "seed": str(self._params.seed),
             "step": str(step),
@@ -223,8 +227,19 @@ class Run:
             )
         )
         labels = {**labels, "rairl.parent": self.parent_id or ""}
+        note = dashboard.version_note(
+            self._params,
+            labels,
+            step,
+            scores,
+            experiment_id=self._experiment_id,
+            run_id=run_id,
+            parent_id=self.parent_id or "",
+        )
         with _default_store(self._uri):
-            client.create_model_version(name, f"models:/{model.model_id}", run_id, labels, model_id=model.model_id)
+            client.create_model_version(
+                name, f"models:/{model.model_id}", run_id, labels, description=note, model_id=model.model_id
+            )
 
     def _send(self, what: str, operation: Callable[[MlflowClient], None]) -> None:
         self._queue_rows()
@@ -291,6 +306,9 @@ class Run:
             _create_once(lambda: client.create_experiment(name, artifact_location=place))
         experiment = client.get_experiment_by_name(name)
         self._experiment_id = experiment.experiment_id
+        for key, value in dashboard.experiment_tags(self._experiment_id).items():
+            if experiment.tags.get(key) != value:
+                client.set_experiment_tag(self._experiment_id, key, value)
         self.parent_id = self._parent(client)
         tags = {
             **_context(self._stage, self._tags["rairl.commit"]),
@@ -318,8 +336,11 @@ class Run:
             else:
                 _log_params(client, made, self._params)
         client.update_run(found, status="RUNNING")
-        if self._tags["rairl.data"] != "none":
-            client.set_tag(found, "rairl.data", self._tags["rairl.data"])
+        data = self._tags["rairl.data"]
+        if data != "none":
+            client.set_tag(found, "rairl.data", data)
+            note = dashboard.run_note(self._params, data, self._tags["rairl.commit"])
+            client.set_tag(found, "mlflow.note.content", note)
         return found
 
     def _close(self, status: str, error: BaseException | None = None) -> None:
@@ -349,7 +370,7 @@ class NullRun(Run):
     def log_input(self, path: str | Path, *, name: str) -> None:
         """Do nothing."""
 
-    def log_artifact(self, path: str | Path) -> None:
+    def log_artifact(self, path: str | Path, *, of_pipeline: bool = False) -> None:
         """Do nothing."""
 
     def register_reward(
@@ -530,6 +551,18 @@ def _crown(
     client.set_registered_model_alias(name, CHAMPION, best.version)
     text = f"version {best.version} of {name} is champion: its {criterion} is {value:.4g}"
     return Verdict(True, str(best.version), value, text)
+
+
+def views(host: str, root: Path = Path(".")) -> list[str]:
+    """Lines that say where the prepared views of each experiment are on a page of MLflow at ``host``."""
+    with open_store(root) as client:
+        marked = [item for item in client.search_experiments() if item.tags.get("mlflow.sharedViewState.runs")]
+        models = [model.name for model in client.search_registered_models()]
+    return [
+        f"  {item.name}, {what}: {address}"
+        for item in marked
+        for what, address in dashboard.addresses(f"{host}/", item.experiment_id).items()
+    ] + [f"  registered: {host}/#/models/{name}" for name in models]
 
 
 def run_links(stage: str, params: Params, root: Path = Path(".")) -> dict[str, str]:

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rairl.cli import app
+from rairl.dashboard import short
 from rairl.params import Params, load_params
-from rairl.registry import find, read_versions, short
+from rairl.registry import find, read_versions
 from rairl.tracking import data_tag, stage_run
 
 
@@ -48,17 +49,21 @@ def registry(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_list_tells_every_version_with_its_origin(registry: Path, miniature: Params) -> None:
-    lines = ask("list").output.splitlines()
-    rows = [line for line in lines if "│" in line]
-    found = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
-    assert [row[:6] for row in found] == [
-        ["3", "candidate", "0.625", "0", "step", "1"],
-        ["2", "champion", "0.750", "20", "step", "0"],
-        ["1", "", "0.500", "0", "step", "0"],
+    found = [line.split() for line in ask("list").output.splitlines() if line[:7].strip().isdigit()]
+    data, params = data_tag(registry)[:7], miniature.digest()[:7]
+    assert [row[:7] for row in found] == [
+        ["3", "candidate", "0.625", "0", "step", "1", data],
+        ["2", "champion", "0.750", "20", "step", "0", data],
+        ["1", "–", "0.500", "0", "step", "0", data],
     ]
-    assert {row[6] for row in found} == {data_tag(registry)}
-    assert found[2][7] == miniature.digest()
-    assert {row[8] for row in found} == {"012345678-dirty"}
+    assert [row[7] == params for row in found] == [False, True, True]
+    assert {row[8] for row in found} == {"0123456*"}
+
+
+def test_the_list_fits_a_console_of_80_columns(registry: Path) -> None:
+    narrow = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["registry", "list"]).output
+    assert "…" not in narrow
+    assert [line.split() for line in narrow.splitlines()] == [line.split() for line in ask("list").output.splitlines()]
 
 
 def test_show_has_lineage_scores_and_every_parameter(registry: Path, miniature: Params) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import websocket
+from browser import Browser, chromium, needs_browser
 
 from rairl.errors import RairlError
 from rairl.evaluate.apply import localise_rows, location_figures, traces_page, with_labels
 from rairl.models.reward import Calibration, Scores
 from rairl.traces import Trace, read_traces, write_traces
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 class Fixed:
@@ -61,79 +54,10 @@ def page(tmp_path: Path, traces: list[Trace]) -> Path:
 # --- the browser ------------------------------------------------------------------------------------------------------
 
 
-class Browser:
-    """One tab of a headless Chromium, driven by its own protocol; pressed keys are real ones."""
-
-    def __init__(self, port: int, downloads: Path) -> None:
-        # Chromium lists the tab a moment after it opens the port.
-        for _ in range(100):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=5) as answer:
-                tabs = [tab for tab in json.load(answer) if tab["type"] == "page"]
-            if tabs:
-                break
-            time.sleep(0.1)
-        self.socket = websocket.create_connection(
-            tabs[0]["webSocketDebuggerUrl"], timeout=60, suppress_origin=True, skip_utf8_validation=True
-        )
-        self.number, self.problems = 0, list[str]()
-        self.call("Runtime.enable")
-        self.call("Network.enable")
-        self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
-        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
-        while True:
-            message = json.loads(self.socket.recv())
-            if message.get("method") == "Runtime.exceptionThrown":
-                self.problems.append(json.dumps(message["params"]))
-            if message.get("method") == "Network.requestWillBeSent":
-                address = message["params"]["request"]["url"]
-                if not address.startswith(("file:", "data:", "blob:")):
-                    self.problems.append(address)
-            if message.get("id") == self.number:
-                assert "error" not in message, message
-                return message["result"]
-
-    def open(self, path: Path) -> None:
-        self.call("Page.navigate", url=path.as_uri())
-        for _ in range(100):
-            if self.value("document.readyState") == "complete" and self.value("!!document.getElementById('trace')"):
-                return
-            time.sleep(0.1)
-        raise TimeoutError(f"{path} did not open")
-
-    def value(self, code: str) -> Any:
-        return self.call("Runtime.evaluate", expression=code, returnByValue=True)["result"].get("value")
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-            for kind in ("keyDown", "keyUp"):
-                self.call("Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else "")
-
-    def text(self, selector: str) -> str:
-        return self.value(f"document.querySelector({json.dumps(selector)}).innerText")
-
-
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
-    profile, downloads = tmp_path / "profile", tmp_path / "downloads"
-    downloads.mkdir()
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run", "about:blank"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    chosen = profile / "DevToolsActivePort"
-    try:
-        for _ in range(600):
-            if chosen.is_file() and chosen.read_text().strip():
-                break
-            time.sleep(0.1)
-        yield Browser(int(chosen.read_text().split()[0]), downloads)
-    finally:
-        process.terminate()
-        process.wait(30)
+    with chromium(tmp_path) as tab:
+        yield tab
 
 
 @needs_browser

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +20,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from rairl import dashboard
 from rairl.errors import RairlError
 from rairl.params import Params
+from rairl.serve import EXAMPLE
 from rairl.stats import Estimate
 from rairl.tracking import (
     NullRun,
@@ -31,10 +35,13 @@ from rairl.tracking import (
     flatten,
     git_commit,
     metric_name,
+    open_store,
     promote,
+    registered_reward,
     run_links,
     stage_run,
     tracking_uri,
+    views,
 )
 
 NAMES = [name for name, _ in inspect.getmembers(Run, inspect.isfunction) if not name.startswith("_")]
@@ -282,6 +289,8 @@ def test_a_checkpoint_becomes_a_logged_model_and_a_version(
         "rairl.params": miniature.digest(),
         "rairl.parent": run.parent_id,
         "stage": "rairl",
+        "policy": f"built-in model, {miniature.base.layers} layers",
+        "backbone": miniature.reward.backbone,
         "granularity": miniature.reward.granularity,
         "seed": str(miniature.seed),
         "step": "2",
@@ -291,6 +300,11 @@ def test_a_checkpoint_becomes_a_logged_model_and_a_version(
     }
     assert first.tags == expected
     assert first.run_id == run.run_id
+    experiment = client.get_experiment_by_name("rairl")
+    place = f"#/experiments/{experiment.experiment_id}/runs/"
+    assert "**dev:** dev.auroc 0.750, dev.hit_at_1 0.500" in first.description
+    assert f"[test report]({place}{run.parent_id}/artifacts)" in first.description
+    assert f"data `{file_digest(card)[:12]}`" in first.description
     model = client.get_logged_model(first.source.removeprefix("models:/"))
     assert (model.name, str(model.status), model.source_run_id) == ("reward-step2", "READY", run.run_id)
     assert model.params == flatten(miniature)
@@ -308,6 +322,40 @@ def test_a_checkpoint_becomes_a_logged_model_and_a_version(
     assert (place / "code" / "rairl" / "serve.py").is_file()
     assert "torch==" in (place / "requirements.txt").read_text()
     assert "+" not in (place / "requirements.txt").read_text()
+    assert json.loads((place / "input_example.json").read_text()) == [EXAMPLE]
+    assert "signature:" in (place / "MLmodel").read_text()
+
+
+def test_the_page_has_views_with_columns_and_charts_that_runs_fill(
+    client, track, project: Path, card: Path, miniature: Params
+) -> None:
+    """MLflow opens a view by its name; what it names must be there under exactly that name."""
+    report = project / "report"
+    report.mkdir()
+    (report / "report.html").write_text("<p>figures</p>")
+    with track("report", card=card) as run:
+        run.log_estimates({name.replace("_at_", "@"): Estimate(0.5, 0.4, 0.6, 20) for name in dashboard.FIGURES})
+        run.log_artifact(report, of_pipeline=True)
+    experiment = client.get_experiment_by_name("rairl")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    shared = {name: json.loads(experiment.tags[f"mlflow.sharedViewState.{name}"]) for name in ("runs", "stages")}
+    (parent,) = client.search_runs([experiment.experiment_id], shared["runs"]["searchFilter"])
+    assert parent.info.run_id == run.parent_id
+    for column in shared["runs"]["selectedColumns"]:
+        kind, _, name = column.partition(".")
+        name = name.strip("`")
+        values = {"metrics": parent.data.metrics, "params": parent.data.params, "tags": parent.data.tags}
+        assert kind == "attributes" or name in values[kind], column
+    parallel = shared["runs"]["compareRunCharts"][0]
+    assert set(parallel["selectedMetrics"]) <= set(parent.data.metrics)
+    assert set(parallel["selectedParams"]) <= set(parent.data.params)
+    assert shared["stages"]["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "rairl.stage"}]
+    assert f"data {file_digest(card)[:12]}" in parent.data.tags["mlflow.note.content"]
+    assert [item.path for item in client.list_artifacts(run.parent_id)] == ["report"]
+    found = views("http://host", project)
+    assert (
+        found[0] == f"  rairl, runs: http://host/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=runs"
+    )
 
 
 def test_the_best_by_a_dev_criterion_is_champion(
@@ -456,7 +504,7 @@ def server(project: Path, tmp_path: Path, monkeypatch) -> Iterator[SimpleNamespa
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         running.append(process)
-        for _ in range(600):
+        for _ in range(2400):  # a busy machine takes minutes to import MLflow
             try:
                 if urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200:
                     return
@@ -503,6 +551,41 @@ def test_a_server_killed_mid_run_loses_nothing_once_it_is_back(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["loss"] == 0.5
     assert champion(client) == "1"
+
+
+def test_a_reward_travels_over_http(
+    server: SimpleNamespace, track, project: Path, tiny_policy: Path, miniature: Params, demos, monkeypatch
+) -> None:
+    """Registered through a real server, and read elsewhere by its alias: artifacts go through the server, too."""
+    import torch
+    from mlflow.models import get_model_info
+
+    from rairl.models.reward import RewardModel, new_reward
+    from rairl.registry import read_versions
+
+    server.start()
+    model = new_reward(tiny_policy, miniature.reward, seed=0).calibrated(aggregator="min", threshold=-1.0)
+    torch.nn.init.normal_(model.head[-1].weight, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(project / "checkpoint")
+    with track() as run:
+        run.register_reward(project / "checkpoint", 3, {"dev/score": 0.75})
+        run.promote_champion("dev/score")
+    shutil.rmtree(project / "checkpoint")
+    monkeypatch.chdir(project.parent)
+    read = RewardModel.from_pretrained("models:/rairl-reward@champion")
+    assert read.calibration == model.calibration
+    for one, other in zip(read.score(demos[:3]), model.score(demos[:3]), strict=True):
+        assert one.steps.tolist() == pytest.approx(other.steps.tolist(), abs=1e-5)
+    (version,) = read_versions("rairl-reward")
+    assert (version.number, version.aliases, version.scores) == (1, ("candidate", "champion"), {"dev/score": 0.75})
+    with open_store():
+        info = get_model_info("models:/rairl-reward@champion")
+    assert info.signature is not None and info.saved_input_example_info is not None
+    with pytest.raises(RairlError, match="nobody"), registered_reward("models:/rairl-reward@nobody"):
+        pass
+    server.kill()
+    with pytest.raises(RairlError, match=r"MLflow at http://127\.0\.0\.1"):
+        RewardModel.from_pretrained("models:/rairl-reward@champion")
 
 
 # --- a run of Kubeflow Pipelines ------------------------------------------------------------------------------------

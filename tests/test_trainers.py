@@ -15,6 +15,7 @@ from rairl.models.reward import Calibration, RewardModel, Scores, new_reward
 from rairl.params import Params
 from rairl.serve import _until_end, guided_decode, reward_function
 from rairl.traces import Trace
+from rairl.trainers import token_advantages, token_level, token_rewards
 
 
 @pytest.fixture
@@ -82,6 +83,97 @@ def test_trl_trains_with_it(reward: RewardModel, tiny_policy: Path, demos: list[
     assert all(np.isfinite(row["rewards/rairl_reward/mean"]) for row in logged)
     assert logged[0]["reward_std"] > 0
     assert any(not value.equal(before[name]) for name, value in policy.named_parameters())
+
+
+def test_trl_trains_on_token_level_advantages(
+    reward: RewardModel, tiny_policy: Path, demos: list[Trace], tmp_path: Path
+) -> None:
+    trl = pytest.importorskip("trl", reason="TRL is an optional extra: pip install 'rairl[trl]'")
+    from datasets import Dataset
+
+    policy, tokenizer = load_policy(tiny_policy)
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    seen: list[dict[str, Any]] = []
+
+    class Watched(trl.GRPOTrainer):  # type: ignore[name-defined,misc]
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            seen.append({name: inputs[name] for name in ("advantages", "completion_ids", "completion_mask")})
+            return super()._compute_loss(model, inputs)
+
+    config = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=24,
+        max_steps=2,
+        learning_rate=0.1,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        seed=0,
+        shuffle_dataset=False,
+    )
+    trainer = token_level(Watched, reward)(
+        model=policy,
+        reward_funcs=reward_function(reward),
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": [trace.problem for trace in demos[:8]]}),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert len(seen) == 2
+    for batch in seen:
+        assert batch["advantages"].shape == batch["completion_ids"].shape
+        assert batch["advantages"].isfinite().all()
+        assert not batch["advantages"][batch["completion_mask"] == 0].any()
+    rows = [row[row != 0] for batch in seen for row in batch["advantages"]]
+    assert any(len(row.unique()) > 1 for row in rows)  # steps of one completion differ
+    assert any(not value.equal(before[name]) for name, value in policy.named_parameters())
+
+
+# --- token by token ---------------------------------------------------------------------------------------------------
+
+
+def test_the_evidence_of_a_step_stands_at_its_last_token(
+    reward: RewardModel, tiny_policy: Path, demos: list[Trace]
+) -> None:
+    _, tokenizer = load_policy(tiny_policy)
+    ids = [[*tokenizer(trace.text)["input_ids"], tokenizer.eos_token_id] for trace in demos[:2]]
+    rewards = token_rewards(reward, tokenizer, [trace.problem for trace in demos[:2]], ids)
+    assert rewards.shape == (2, max(map(len, ids)))
+    for trace, one, row, scores in zip(demos, ids, rewards, reward.score(demos[:2]), strict=False):
+        at = row.nonzero().ravel().tolist()
+        assert row.sum().item() == pytest.approx(scores.last, abs=1e-4)
+        # Up to the token that ends step k the rewards have summed up to the logit read there.
+        for step, logit in zip(trace.steps, scores.steps, strict=True):
+            place = next(at for at in range(len(one)) if len(tokenizer.decode(one[: at + 1])) >= step.end)
+            assert row[: place + 1].sum().item() == pytest.approx(logit, abs=1e-4)
+            assert place in at
+        assert len(at) <= len(trace.steps) + 1
+
+
+def test_advantages_are_centred_in_the_group_and_alike_within_a_step(
+    reward: RewardModel, tiny_policy: Path, demos: list[Trace]
+) -> None:
+    _, tokenizer = load_policy(tiny_policy)
+    ids = [tokenizer(trace.text)["input_ids"] for trace in demos[:4]]
+    problems = [demos[0].problem] * 4
+    values = token_advantages(reward, tokenizer, problems, ids, group=4)
+    units = [value for row in values for value in row[row != 0].unique_consecutive().tolist()]
+    assert sum(units) == pytest.approx(0, abs=1e-4)
+    assert all(not row[len(one) :].any() for row, one in zip(values, ids, strict=True))
+    later = token_advantages(reward, tokenizer, problems, ids, group=4, rule="return", discount=0.5)
+    assert not values.equal(later)
+    with pytest.raises(RairlError, match="4 completions are no whole groups of 3"):
+        token_advantages(reward, tokenizer, problems, ids, group=3)
+
+
+def test_an_empty_completion_has_a_reward_at_its_end_token(reward: RewardModel, tiny_policy: Path) -> None:
+    _, tokenizer = load_policy(tiny_policy)
+    rewards = token_rewards(reward, tokenizer, ["p", "p"], [[tokenizer.eos_token_id], tokenizer("2 + 2")["input_ids"]])
+    assert rewards[0, 0] != 0 and not rewards[0, 1:].any()
 
 
 # --- guided decoding --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from rairl.params import (
     MedReasonDataset,
     MmluProDataset,
     Params,
+    Reviewed,
 )
 from rairl.traces import Trace
 
@@ -27,9 +28,22 @@ class Splits(NamedTuple):
 def build(params: Params) -> Splits:
     """All splits of the data set that ``params.dataset`` names, deterministic in ``params.seed``.
 
+    Where it names labels of a reviewer, they are the splits ``labels_train`` and ``labels_dev``.
+
     Raises:
         RairlError: for a missing or malformed file (file, line, field), or a hub that cannot be reached.
     """
+    from rairl.datasets.labelled import reviewed
+
+    splits, notes = _source(params)
+    if isinstance(params.dataset, Reviewed):
+        for name, paths in (("labels_train", params.dataset.labels), ("labels_dev", params.dataset.dev_labels)):
+            if paths:
+                splits[name], notes[name] = reviewed(paths)
+    return Splits(splits, notes)
+
+
+def _source(params: Params) -> Splits:
     from rairl.datasets import arithmetic, files, gsm8k, logged, medreason, mmlu_pro
 
     match params.dataset:

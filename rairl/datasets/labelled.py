@@ -6,7 +6,7 @@ differs between the sources and is converted here, once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,38 @@ def load(path: str | Path) -> Labelled:
             "final_answer_correct (MR-Ben, BIG-Bench-Mistake and the labels of `rairl view` are read too)"
         )
     return _read(path, rows, name, reader)
+
+
+def reviewed(paths: Sequence[str | Path]) -> tuple[list[Trace], dict[str, Any]]:
+    """Labelled traces of several files to learn from or to choose on, and what the data card says of them.
+
+    Rows without a label are left out, with a count.
+
+    Raises:
+        RairlError: as :func:`load`; for a file without any label, a labelled trace without steps, or one that two files
+            (or reviewers) have labelled.
+    """
+    traces: list[Trace] = []
+    seen: dict[str, str | Path] = {}
+    left_out = []
+    for path in paths:
+        found = load(path)
+        if not found.traces:
+            raise RairlError(
+                f"{path} has no label; mark the first wrong step of its traces, or that there is none, on the page of "
+                "`rairl view`"
+            )
+        for trace in found.traces:
+            if not trace.steps:
+                raise RairlError(f"{path}: trace {trace.id!r} has no steps, so its label says nothing; remove the row")
+            if trace.id in seen:
+                raise RairlError(
+                    f"{path}: trace {trace.id!r} is labelled in {seen[trace.id]}, too; keep one of the two labels"
+                )
+            seen[trace.id] = path
+        traces += found.traces
+        left_out += [f"{path}, {why}" for why in found.left_out]
+    return traces, {"files": [str(path) for path in paths], "left_out": left_out}
 
 
 def _read(

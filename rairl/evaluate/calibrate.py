@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Dev:
         corrupted_of, rollouts_of: per corruption and rollout, the index of its expert.
         rollouts_part: per rollout with a wrong answer the step in which it parts from its expert, see :func:`parting`;
             None for the others.
+        labelled: traces whose first wrong step a reviewer marked.
     """
 
     experts: list[Trace]
@@ -46,9 +47,12 @@ class Dev:
     rollouts: list[Trace]
     rollouts_of: list[int]
     rollouts_part: list[int | None]
+    labelled: list[Trace] = field(default_factory=list)
 
 
-def make_dev(experts: Sequence[Trace], rollouts: Sequence[Trace], *, copies: int, seed: int) -> Dev:
+def make_dev(
+    experts: Sequence[Trace], rollouts: Sequence[Trace], *, copies: int, seed: int, labelled: Sequence[Trace] = ()
+) -> Dev:
     """Pair held-out experts with ``copies`` corruptions each (first error in a step) and with the given rollouts."""
     rng = random.Random(f"{seed}/dev")
     corrupted, owner = [], []
@@ -64,7 +68,7 @@ def make_dev(experts: Sequence[Trace], rollouts: Sequence[Trace], *, copies: int
     parts = [
         parting(experts[at], trace) if trace.correct is False else None for trace, at in zip(mine, owners, strict=True)
     ]
-    return Dev(list(experts), corrupted, owner, mine, owners, parts)
+    return Dev(list(experts), corrupted, owner, mine, owners, parts, list(labelled))
 
 
 def parting(expert: Trace, other: Trace) -> int | None:
@@ -117,14 +121,17 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
         ``dev/prefers_corrupted`` (how often the expert wins against its corruption) and ``dev/auroc`` (how often a
         right rollout wins against a wrong one of its problem; absent without such pairs), their mean ``dev/score``
         (the criterion), ``dev/exact`` (first wrong step found in corruptions), ``dev/exact_rollouts`` (the same in
-        rollouts with a wrong answer, where they part from the expert; absent without such), and the calibration:
+        rollouts with a wrong answer, where they part from the expert; absent without such), ``dev/exact_labelled`` (in
+        the traces that a reviewer marked; absent without any), and the calibration:
         aggregator with the best ``dev/score``, selector, temperatures and map to probabilities as :func:`selection`
-        chooses them, locator with the best mean of the two ``dev/exact*``, threshold with
-        the best F1 over experts, corruptions and those rollouts.
+        chooses them, locator with the best mean of the ``dev/exact*``, threshold with
+        the best F1 over experts, corruptions, those rollouts and the reviewer's traces, right ones included.
     """
-    scores = model.score([*dev.experts, *dev.corrupted, *dev.rollouts])
+    scores = model.score([*dev.experts, *dev.corrupted, *dev.rollouts, *dev.labelled])
     first, second = len(dev.experts), len(dev.experts) + len(dev.corrupted)
-    experts, corrupted, rollouts = scores[:first], scores[first:second], scores[second:]
+    third = second + len(dev.rollouts)
+    experts, corrupted, rollouts = scores[:first], scores[first:second], scores[second:third]
+    labelled = [(one.steps, trace.first_error) for one, trace in zip(scores[third:], dev.labelled, strict=True)]
     results, rated = {}, {}
     for how in AGGREGATORS:
         values = [[aggregate(one.steps, one.last, how) for one in part] for part in (experts, corrupted, rollouts)]
@@ -145,12 +152,14 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
         "dev/exact_rollouts": [
             (one.steps, at) for one, at in zip(rollouts, dev.rollouts_part, strict=True) if at is not None
         ],
+        "dev/exact_labelled": [(reads, at) for reads, at in labelled if at is not None],
     }
     exact = {locator: located(wrong, locator) for locator in LOCATORS}
     locator = max(LOCATORS, key=lambda one: float(np.mean(list(exact[one].values()))))
     flawed = [pair for pairs in wrong.values() for pair in pairs]
-    reads = [*(one.steps for one in experts), *(row for row, _ in flawed)]
-    threshold = choose_threshold(reads, [*(None for _ in experts), *(at for _, at in flawed)], locator)
+    sound = [*(one.steps for one in experts), *(row for row, at in labelled if at is None)]
+    reads = [*sound, *(row for row, _ in flawed)]
+    threshold = choose_threshold(reads, [*(None for _ in sound), *(at for _, at in flawed)], locator)
     chosen = Calibration(aggregator=how, locator=locator, threshold=threshold)
     return {**results[how], **exact[locator]}, selection(dev.rollouts, rated, chosen)
 

@@ -56,19 +56,30 @@ class Critic:
         reads = self.model.read(traces, memo=self.memo)
         logits = self._logits(reads, traces)
         positive = torch.from_numpy(material.positive[own])[reads.trace].to(logits.device)
-        expert, generated = self._losses(logits, positive, reads, traces)
+        counted = self._counted([material.since(index) for index in own], reads, traces).to(logits.device)
+        real, fake = positive & counted, ~positive & counted
+        expert, generated = self._losses(logits, real, fake, reads, traces)
         loss = objectives.balanced(
             expert, generated, (distributed.total(len(expert)), distributed.total(len(generated)))
         )
         if self.params.gradient_penalty:
-            real, fake = reads.features[positive], reads.features[~positive]
             rng = torch.Generator().manual_seed(seed)
-            penalty = objectives.gradient_penalty(self.model.head, real, fake, rng)
+            penalty = objectives.gradient_penalty(self.model.head, reads.features[real], reads.features[fake], rng)
             loss = loss + self.params.gradient_penalty * penalty.sum() / max(1, distributed.total(len(penalty)))
         return loss, _in_order(own, self._last(logits, reads, len(traces)))
 
-    def _losses(self, logits: Tensor, positive: Tensor, reads: Reads, traces: Sequence[Trace]) -> objectives.Losses:
-        expert, generated = logits[positive], logits[~positive]
+    def _counted(self, since: Sequence[int], reads: Reads, traces: Sequence[Trace]) -> Tensor:
+        """Whether each read counts, ``(R,)``, bool: it ends behind where its trace's class begins to be known."""
+        counted = torch.ones(len(reads.trace), dtype=torch.bool)
+        late = [at for at, start in enumerate(since) if start]
+        for at, ends in zip(late, reads_of(self.model, [traces[at] for at in late]) if late else (), strict=True):
+            counted[reads.trace == at] = torch.tensor([end > since[at] for end in ends])
+        return counted
+
+    def _losses(
+        self, logits: Tensor, positive: Tensor, negative: Tensor, reads: Reads, traces: Sequence[Trace]
+    ) -> objectives.Losses:
+        expert, generated = logits[positive], logits[negative]
         if self.params.objective == "wgan":
             return objectives.wgan(expert, generated)
         smoothing = self.params.label_smoothing
@@ -76,7 +87,7 @@ class Critic:
             return objectives.bce(expert, generated, smoothing)
         number = {problem: index for index, problem in enumerate(dict.fromkeys(trace.problem for trace in traces))}
         prompt = torch.tensor([number[trace.problem] for trace in traces])[reads.trace].to(logits.device)
-        return objectives.relativistic(expert, generated, prompt[positive], prompt[~positive], smoothing)
+        return objectives.relativistic(expert, generated, prompt[positive], prompt[negative], smoothing)
 
     @torch.no_grad()
     def evidence(self, traces: Sequence[Trace]) -> np.ndarray:

@@ -85,7 +85,7 @@ def discriminator_metrics(
     Args:
         last: shape ``(N,)``.
         positive: whether a trace counts as expert, shape ``(N,)``, bool.
-        kinds: one of expert, policy, replay, perturbed per trace.
+        kinds: one of expert, policy, replay, perturbed, labelled per trace.
         lengths: characters of each trace.
         border: from :func:`boundary`.
     """

@@ -50,6 +50,7 @@ class LearnedReward:
         floor: smallest divisor of advantages.
         baseline: what a sample's reward is compared with: ``group`` or ``leave_one_out``.
         held_out: expert traces that are never trained on, to measure memorisation.
+        labelled: traces whose first wrong step a reviewer marked, to learn from.
         policy: the policy as it moves, and its tokenizer; needed by form ``airl``.
         temperature: the one the policy samples at.
         replay: past rollouts.
@@ -65,6 +66,7 @@ class LearnedReward:
     seed: int
     baseline: Baseline = "group"
     held_out: Sequence[Trace] = ()
+    labelled: Sequence[Trace] = ()
     policy: Policy | None = None
     temperature: float = 1.0
     replay: Replay = field(init=False)
@@ -200,7 +202,7 @@ class LearnedReward:
         """
         rng = random.Random(f"{self.seed}/update/{key}")
         experts = self._draw(key)
-        material = compose(experts, fresh, self.replay, self.corruptions, self.params, rng)
+        material = compose(experts, fresh, self.replay, self.corruptions, self.params, rng, self.labelled)
         self.model.train()
         torch.manual_seed(rng.getrandbits(31))
         loss, last = self.critic.loss(material, seed=self.done)

@@ -27,13 +27,20 @@ class Material:
 
     Attributes:
         traces: all of them.
-        kinds: who wrote each: expert, policy (fresh), replay or perturbed.
+        kinds: who wrote each: expert, policy (fresh), replay or perturbed; or labelled, whoever it was.
         positive: whether each counts as expert, shape ``(N,)``, bool.
     """
 
     traces: list[Trace]
     kinds: list[str]
     positive: np.ndarray
+
+    def since(self, index: int) -> int:
+        """From which character of trace ``index`` on its class is known: a reviewer's negative is right before that."""
+        trace = self.traces[index]
+        if self.kinds[index] != "labelled" or trace.first_error is None:
+            return 0
+        return trace.steps[trace.first_error].start
 
 
 class Corruptions:
@@ -65,14 +72,16 @@ def compose(
     corruptions: Corruptions,
     params: RewardParams,
     rng: random.Random,
+    labelled: Sequence[Trace] = (),
 ) -> Material:
-    """Experts, fresh and replayed rollouts, and corruptions of the experts.
+    """Experts, fresh and replayed rollouts, corruptions of the experts, and traces that a reviewer labelled.
 
     Args:
         experts: the demonstrations of this update.
         fresh: rollouts of the current policy.
         corruptions: of the experts.
         rng: source of this update's choices.
+        labelled: of these as many as there are experts are drawn; with a wrong step they are negatives from there on.
 
     Raises:
         RairlError: when there is nothing but experts.
@@ -87,12 +96,14 @@ def compose(
     if match:
         lengths = [len(trace.text) for trace, _ in rollouts]
         rollouts = [rollouts[index] for index in match_lengths([len(demo.text) for demo in experts], lengths)]
-    if not rollouts and not corrupted:
+    reviewed = rng.sample(list(labelled), min(len(experts), len(labelled))) if labelled else []
+    if not rollouts and not corrupted and all(trace.first_error is None for trace in reviewed):
         raise RairlError("the reward has no negatives: set reward.perturbations, reward.replay_size or sample more")
     rows = [
         *((trace, "expert", True) for trace in experts),
         *((trace, kind, switched(trace, params)) for trace, kind in rollouts),
         *((trace, "perturbed", False) for trace in corrupted),
+        *((trace, "labelled", trace.first_error is None) for trace in reviewed),
     ]
     return Material([row[0] for row in rows], [row[1] for row in rows], np.array([row[2] for row in rows]))
 

@@ -20,6 +20,7 @@ _DEV = {
     "dev/auroc": "a right sample scores above a wrong one of the same problem (chance 0.5)",
     "dev/exact": "first wrong step found, in corrupted expert traces",
     "dev/exact_rollouts": "first wrong step found, in wrong samples (where they part from the expert)",
+    "dev/exact_labelled": "first wrong step found, in solutions that a reviewer marked",
 }
 
 

@@ -21,12 +21,14 @@ from rairl.traces import Trace, require_unique_ids, write_traces
 if TYPE_CHECKING:
     from rairl.tracking import Run
 
-SOLVED = ("demos", "dev", "logged_train", "logged_test", "labelled_")
+SOLVED = ("demos", "dev", "logged_train", "logged_test", "labelled_", "labels_")
 """Splits (or beginnings of their names) whose rows are worked solutions."""
 ANSWERED = ("dev", "test", "ood_", "logged_test")
 """Splits whose rows need a reference answer: every figure of correctness is computed on them."""
 SAME_QUESTIONS = ("test", "logged_test", "labelled_")
 """Views of the held-out questions; they may share problems with one another, and with nothing else."""
+LABELS_MAY_SHARE = {"labels_train": {"demos", "prompts"}, "labels_dev": {"dev"}}
+"""Labelled solutions are of problems that others have solved, too: where they may come from."""
 
 
 def prepare(params: Params, run: Run, *, data: Path) -> dict[str, Estimate]:
@@ -42,7 +44,8 @@ def prepare(params: Params, run: Run, *, data: Path) -> dict[str, Estimate]:
 
     Raises:
         RairlError: for an empty split, ids that occur twice, a missing solution or answer where a later stage needs
-            one, or a problem that occurs in two splits; and for whatever the data set's loader refuses.
+            one, or a problem that occurs in two splits (labels may be on problems of the demonstrations, the prompts
+            or dev); and for whatever the data set's loader refuses.
     """
     splits, notes = build(params)
     shared = check(splits, may_repeat_demos=isinstance(params.dataset, FileDataset | RealText))
@@ -102,7 +105,8 @@ def check(splits: Mapping[str, Sequence[Trace]], *, may_repeat_demos: bool = Fal
         common = keys[first].keys() & keys[second].keys()
         shared[f"{first}/{second}"] = len(common)
         views = first.startswith(SAME_QUESTIONS) and second.startswith(SAME_QUESTIONS)
-        if common and not views and not (may_repeat_demos and {first, second} == {"demos", "prompts"}):
+        repeats = may_repeat_demos and {first, second} == {"demos", "prompts"}
+        if common and not views and not repeats and first not in LABELS_MAY_SHARE.get(second, ()):
             key = min(common)
             raise RairlError(
                 f"splits {first!r} and {second!r} share {len(common)} problems, for example {keys[first][key].id!r} "

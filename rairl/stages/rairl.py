@@ -59,7 +59,7 @@ def rairl(
     """
     from rairl.learn.checkpoints import checkpoint_folder, clear
 
-    for split in ("demos", "dev", "prompts", "logged_train"):
+    for split in ("demos", "dev", "prompts", "logged_train", "labels_train", "labels_dev"):
         if (data / f"{split}.jsonl").exists():
             run.log_input(data / f"{split}.jsonl", name=split)
     backbone = Path(params.reward.backbone)
@@ -111,6 +111,7 @@ class _Training:
             params.seed,
             baseline=params.policy.baseline,
             held_out=self.dev.experts,
+            labelled=self._labels("labels_train"),
             policy=(self.policy, self.tokenizer),
             temperature=params.policy.temperature,
         )
@@ -140,7 +141,12 @@ class _Training:
 
         experts = read_traces(self.data / "dev.jsonl")
         drawn = [] if self.params.logged else self._rollouts((self.policy, self.tokenizer), experts, 4, "dev")
-        return make_dev(experts, drawn, copies=2, seed=self.params.seed)
+        return make_dev(experts, drawn, copies=2, seed=self.params.seed, labelled=self._labels("labels_dev"))
+
+    def _labels(self, split: str) -> list[Trace]:
+        """What a reviewer labelled, if anything."""
+        path = self.data / f"{split}.jsonl"
+        return read_traces(path) if path.exists() else []
 
     def _rollouts(self, policy: Policy, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
         import random

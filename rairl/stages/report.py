@@ -88,7 +88,7 @@ def report(
         }
     )
     (report / "report.html").write_text(page, encoding="utf-8")
-    run.log_artifact(report)
+    run.log_artifact(report, of_pipeline=True)
     return {}
 
 
