@@ -19,6 +19,9 @@ prefetching breaks off at each gap, which makes reading them three times as slow
 class SpareLayer(DynamicLayer):
     """A layer whose keys and values are the front of buffers with room for the next tokens."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.buffers: list[Tensor] = []
