@@ -42,7 +42,7 @@ study: setup ## every study of studies/ on five seeds, into runs/studies and doc
 	@rairl study studies/*.yaml --docs docs/results.md
 
 bench: setup ## speed beside what else could be used, into runs/bench and docs/performance.md: 10 minutes, after make repro
-	@OMP_NUM_THREADS=1 python -m benchmarks --docs docs/performance.md
+	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 python -m benchmarks --docs docs/performance.md
 
 test: setup ## the tests, except the slow ones
 	@pytest -q -n auto --dist loadfile -m "not slow"

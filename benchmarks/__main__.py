@@ -123,10 +123,9 @@ def _into(path: Path, text: str) -> None:
 
 
 def _quiet() -> None:
-    """Libraries' warnings and bars would tear the table apart."""
+    """Libraries' warnings would tear the table apart."""
     from transformers.utils import logging
 
-    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, LlamaConfig, Qwen2Config
 from transformers.cache_utils import DynamicSlidingWindowLayer
@@ -18,6 +18,7 @@ from rairl.models.policy import load_policy
 from rairl.traces import Trace
 
 
+@settings(deadline=None, max_examples=30)
 @given(steps=st.lists(st.sampled_from(["token", "token", "token", "prompt", "repeat", "select"]), max_size=14))
 def test_it_holds_what_the_cache_of_transformers_holds(steps: list[str]) -> None:
     config = LlamaConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2)
