@@ -50,6 +50,9 @@ CHAMPION = "champion"
 CANDIDATE = "candidate"
 """Registry alias of the version that was last compared with the champion, whether it won or not."""
 
+NOTE = "mlflow.note.content"
+"""Tag of an experiment or a run that MLflow's page shows, and lets everybody edit, as its description."""
+
 _FLUSH_SECONDS = 10.0
 _RETRY_SECONDS = 60.0  # doubles with each failure: a server that hangs costs its timeout at every attempt
 _BATCH = 1000  # most metrics that one MLflow request takes
@@ -307,7 +310,8 @@ class Run:
         experiment = client.get_experiment_by_name(name)
         self._experiment_id = experiment.experiment_id
         for key, value in dashboard.experiment_tags(self._experiment_id).items():
-            if experiment.tags.get(key) != value:
+            kept = key == NOTE and key in experiment.tags  # somebody's own words
+            if experiment.tags.get(key) != value and not kept:
                 client.set_experiment_tag(self._experiment_id, key, value)
         self.parent_id = self._parent(client)
         tags = {
@@ -339,8 +343,8 @@ class Run:
         data = self._tags["rairl.data"]
         if data != "none":
             client.set_tag(found, "rairl.data", data)
-            note = dashboard.run_note(self._params, data, self._tags["rairl.commit"])
-            client.set_tag(found, "mlflow.note.content", note)
+            if NOTE not in client.get_run(found).data.tags:
+                client.set_tag(found, NOTE, dashboard.run_note(self._params, data, self._tags["rairl.commit"]))
         return found
 
     def _close(self, status: str, error: BaseException | None = None) -> None:

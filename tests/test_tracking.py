@@ -352,6 +352,12 @@ def test_the_page_has_views_with_columns_and_charts_that_runs_fill(
     assert shared["stages"]["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "rairl.stage"}]
     assert f"data {file_digest(card)[:12]}" in parent.data.tags["mlflow.note.content"]
     assert [item.path for item in client.list_artifacts(run.parent_id)] == ["report"]
+    client.set_tag(run.parent_id, "mlflow.note.content", "our best one")  # what people write stays
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "our experiment")
+    with track("audit", card=card):
+        pass
+    assert client.get_run(run.parent_id).data.tags["mlflow.note.content"] == "our best one"
+    assert client.get_experiment_by_name("rairl").tags["mlflow.note.content"] == "our experiment"
     found = views("http://host", project)
     assert (
         found[0] == f"  rairl, runs: http://host/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=runs"
