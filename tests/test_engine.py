@@ -123,7 +123,7 @@ def test_the_engine_samples_with_the_weights_that_the_policy_has_learned(
     loop.reward.advantages = uneven  # type: ignore[method-assign]
     before = policy(ids).logits
     loop.run("engine")
-    assert engine.llm.resets == 2
+    assert engine.llm.resets == 3  # before the first iteration and after each of two
     after = merged(policy.eval())(ids).logits
     assert not torch.allclose(after, before)
     torch.testing.assert_close(engine.llm.model(ids).logits, after)

@@ -303,6 +303,7 @@ class PolicyLoop:
             RairlError: when a loss is not a number; it names the iteration and the checkpoint that is kept.
         """
         self.resume()
+        self.sync()  # also before the first step: the weights in 4 bits are not quite those in the folder
         if self.good is None:
             self.save()
         bar = tqdm(desc=desc, unit="it", initial=self.done, total=self.params.iterations)

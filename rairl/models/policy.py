@@ -35,7 +35,13 @@ def gpu() -> torch.device | None:
 def placed(model: PreTrainedModel) -> PreTrainedModel:
     """The model on this process's GPU, where there is one; all that is computed from it follows it there."""
     device = gpu()
-    return model if device is None else model.to(device)
+    if device is not None:
+        return model if model.device == device else model.to(device)
+    for layer in model.modules():
+        # On a CPU bitsandbytes rearranges 4-bit weights in a pass without gradients, and no gradient comes back after.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_policy(
@@ -86,14 +92,22 @@ def precision(dtype: str | None, four_bit: bool) -> dict[str, Any]:
     return {**options, "quantization_config": quantised, "device_map": {"": gpu() or torch.device("cpu")}}
 
 
+def stored_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The type that the model's folder holds its weights in, which its configuration remembers."""
+    kind = model.config.dtype
+    if kind is None:
+        return model.dtype
+    return getattr(torch, kind) if isinstance(kind, str) else kind  # a model that was saved has its name there
+
+
 def mixed(model: PreTrainedModel) -> PreTrainedModel:
     """Get a model ready for all its weights to learn, in place: they become float32 where they are stored in less.
 
     Its products are still computed in the type it is stored in (autocast). Weights of bfloat16 could not learn: with 8
     significant bits most of Adam's steps round to nothing.
     """
-    stored = model.config.dtype
-    if stored in (None, torch.float32):
+    stored = stored_dtype(model)
+    if stored == torch.float32:
         return model
     model.float()
     forward = type(model).forward
@@ -127,8 +141,8 @@ def save_policy(folder: str | Path, model: PreTrainedModel, tokenizer: PreTraine
     """
     quiet()
     whole = merged(model)
-    if whole.config.dtype not in (None, whole.dtype):
-        whole = copy.deepcopy(whole).to(whole.config.dtype)
+    if stored_dtype(whole) != whole.dtype:
+        whole = copy.deepcopy(whole).to(stored_dtype(whole))
     whole.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
