@@ -39,6 +39,7 @@ class TrainJob(Section):
 
     runtime: str = Field(description="TrainingRuntime of the namespace; see deploy/training-runtime.yaml")
     nodes: PositiveInt
+    fsdp: bool = Field(default=False, description="split what learns over all processes, see docs/scaling.md")
 
 
 class Need(Section):
@@ -176,6 +177,7 @@ def job_settings(need: Need, cluster: Cluster) -> dict[str, object]:
         "image": IMAGE,
         "runtime": need.trainjob.runtime,
         "nodes": need.trainjob.nodes,
+        "fsdp": need.trainjob.fsdp,
         "processes": max(1, need.gpus),
         "resources": resources,
         "shared": cluster.volume.path,

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 HANDED_ON = ("MLFLOW_TRACKING_URI", "RAIRL_KFP_RUN", "RAIRL_PROMOTE", "RAIRL_CHECKPOINTS")
 """Variables of the task that its job gets, too."""
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+"""What ``accelerate launch`` sets by configs/accelerate/fsdp.yaml; a TrainJob's processes are started by torchrun."""
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -46,10 +48,10 @@ def manifest(name: str, command: list[str], settings: Mapping[str, Any]) -> dict
     Args:
         name: of the job.
         command: what each process runs, from the name of the module on.
-        settings: ``image``, ``runtime``, ``nodes``, ``processes`` (per machine), ``resources`` (per machine) and
-            ``secrets``, as pipelines/cluster.py writes them.
+        settings: ``image``, ``runtime``, ``nodes``, ``processes`` (per machine), ``resources`` (per machine), ``fsdp``
+            and ``secrets``, as pipelines/cluster.py writes them.
     """
-    known = {key: os.environ[key] for key in HANDED_ON if key in os.environ}
+    known = {key: os.environ[key] for key in HANDED_ON if key in os.environ} | (FSDP if settings["fsdp"] else {})
     secret = [
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": it["name"], "key": key, "optional": True}}}
         for it in settings["secrets"]

@@ -1,4 +1,4 @@
-"""Build the image and run the whole pipeline in its containers: ``make image-test``. Needs a docker engine.
+"""Build the images and run the whole pipeline in containers: ``make image-test``. Needs a docker engine.
 
 The pipeline is the one of tests/miniature.yaml, run by kfp's DockerRunner: each task in a container of its own, as an
 ordinary user, with an MLflow server beside them as on a cluster. The serving command is tried on the reward it learns.
@@ -52,6 +52,18 @@ def look(image: str) -> None:
         ["docker", *run, "rairl", "params", "--check", "/opt/rairl/presets/gsm8k-logged.yaml"],
         check=True, capture_output=True, text=True,
     ).stderr  # fmt: skip
+
+
+def build_server(image: str, options: list[str]) -> None:
+    """Build the image of the MLflow server on it; the drivers of deploy/mlflow.yaml are there, and the command is."""
+    made = f"{image}-mlflow"
+    dockerfile = ["-f", str(ROOT / "deploy" / "mlflow.Dockerfile"), "--build-arg", f"IMAGE={image}"]
+    subprocess.run(["docker", "build", *dockerfile, *options, "-t", made, str(ROOT)], check=True)
+    run = ["run", "--rm", "--network", "none"]
+    assert docker(*run, "--entrypoint", "python", made, "-c", "import boto3, psycopg2; print('fine')") == "fine"
+    assert docker(*run, "--entrypoint", "id", made, "-u") == "1000"
+    assert "--artifacts-destination" in docker(*run, made, "server", "--help")
+    print(f"the server's image: {int(docker('image', 'inspect', '-f', '{{.Size}}', made)) / 1e9:.2f} GB", flush=True)
 
 
 def free_port() -> int:
@@ -127,11 +139,12 @@ def main() -> None:
     """Everything in order; the first thing that fails ends it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", default="rairl-python:test")
-    parser.add_argument("--no-build", action="store_true", help="the image is there already")
+    parser.add_argument("--no-build", action="store_true", help="the images are there already")
     parser.add_argument("options", nargs="*", help="for docker build, behind --")
     args = parser.parse_args()
     if not args.no_build:
         build(args.image, args.options)
+        build_server(args.image, args.options)
     look(args.image)
     os.umask(0)  # the containers' user writes into folders that kfp makes here
     port = free_port()

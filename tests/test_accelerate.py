@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,18 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from rairl.errors import RairlError
 from rairl.learn import distributed
+from rairl.learn.sft import adamw
 from rairl.params import Params
 from rairl.task import ACCELERATE
+from rairl.trainjob import FSDP
 
 CONFIGS = {
     "cpu-2": ("MULTI_GPU", 2, False),
     "gpu-1": ("NO", 1, False),
     "gpu-8": ("MULTI_GPU", 8, False),
+    "fsdp": ("FSDP", 8, False),
+    "deepspeed-zero2": ("DEEPSPEED", 8, False),
+    "deepspeed-zero3": ("DEEPSPEED", 8, False),
 }
 
 
@@ -32,12 +39,67 @@ def test_a_configuration_is_one_that_accelerate_loads(name: str, expected: tuple
     assert config.mixed_precision == "no"
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_what_would_only_pretend_to_shard_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RairlError, match=f"configured for {name}, but every process of rairl holds all the weights"):
-        distributed.world()
+def environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``accelerate launch`` with a configuration would set, for two processes of which this is one."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    file = ACCELERATE / f"{name}.yaml"
+    given = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
+    args = _validate_launch_command(given)[0]
+    if args.use_deepspeed:
+        variables = prepare_deepspeed_cmd_env(args)[1]
+    else:
+        variables = prepare_multi_gpu_env(args)
+    for key, value in variables.items():
+        if key.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(key, value)
+    monkeypatch.setattr(distributed, "world", lambda: (0, 2))
+
+
+def test_a_configuration_says_how_training_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    assert distributed.sharding() is None  # a process that is alone
+    with monkeypatch.context() as patch:
+        environment("gpu-8", patch)
+        assert distributed.sharding() is None
+    with monkeypatch.context() as patch:
+        environment("fsdp", patch)
+        assert distributed.sharding() == "fsdp"
+        plugin = FullyShardedDataParallelPlugin()
+        assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.activation_checkpointing) == (2, True, False)
+        assert set(FSDP.items()) <= set(os.environ.items())  # a TrainJob's processes are told the same
+    for stage in (2, 3):
+        with monkeypatch.context() as patch:
+            environment(f"deepspeed-zero{stage}", patch)
+            assert distributed.sharding() == "zero"
+            assert os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == str(stage)
+
+
+def test_what_sharding_can_not_do_is_refused(
+    tiny_policy: Path, miniature: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rairl.learn.learner import Learner, language_learner, reward_learner
+    from rairl.models.policy import load_policy
+    from rairl.models.reward import new_reward
+
+    monkeypatch.setattr(distributed, "sharding", lambda: "zero")
+    lora = new_reward(tiny_policy, miniature.reward.model_copy(update={"train": "lora"}), seed=0)
+    with pytest.raises(RairlError, match="a body and a head; use configs"):
+        reward_learner(lora, adamw)
+    head = reward_learner(new_reward(tiny_policy, miniature.reward, seed=0), adamw)
+    assert type(head) is Learner  # too small to be split
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    model, _ = load_policy(tiny_policy)
+    with pytest.raises(RairlError, match="pip install deepspeed"):
+        language_learner(model, adamw)
+    monkeypatch.setattr(distributed, "sharding", lambda: "fsdp")
+    for key, value in {"FSDP_VERSION": "1", "FSDP_OFFLOAD_PARAMS": "true"}.items():
+        monkeypatch.setenv("FSDP_VERSION", "2")
+        monkeypatch.setenv(key, value)
+        with pytest.raises(RairlError, match="in version 2 and without offloading"):
+            language_learner(model, adamw)
 
 
 def test_models_go_to_the_gpu_of_their_process(

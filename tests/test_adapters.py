@@ -14,6 +14,7 @@ from torch import nn
 from rairl.errors import RairlError
 from rairl.learn.adversarial import PolicyLoop, policy_step
 from rairl.learn.discriminator import LearnedReward
+from rairl.learn.learner import Learner
 from rairl.learn.rollouts import Completion, sample
 from rairl.models.adapters import add_lora, merged, twin
 from rairl.models.base import new_model, train_tokenizer
@@ -58,7 +59,15 @@ def move(model: nn.Module, reference: nn.Module, folder: Path, demos: list[Trace
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
     advantages = [np.linspace(-1, 1, len(item.ids)) for item in completions]
     for _ in range(steps):
-        policy_step(model, reference, optimizer, completions, advantages, params.policy, rate=0.1, kl=params.policy.kl)
+        policy_step(
+            Learner(model, [optimizer]),
+            reference,
+            completions,
+            advantages,
+            params.policy,
+            rate=0.1,
+            kl=params.policy.kl,
+        )
 
 
 # --- one model -------------------------------------------------------------------------------------------------------

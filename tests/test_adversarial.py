@@ -32,6 +32,7 @@ from rairl.learn.adversarial import (
     token_entropy,
 )
 from rairl.learn.discriminator import LearnedReward
+from rairl.learn.learner import Learner
 from rairl.learn.rollouts import Completion
 from rairl.models.policy import SharedPrompts, encode, load_policy, token_logprobs
 from rairl.models.reward import new_reward
@@ -116,7 +117,7 @@ def test_a_better_scored_sample_gets_likelier(tiny_policy: Path, miniature: Para
 
     before = likelihood()
     reference = load_policy(tiny_policy)[0]
-    policy_step(model, reference, optimizer, completions, advantages, miniature.policy, rate=1e-3, kl=0.02)
+    policy_step(Learner(model, [optimizer]), reference, completions, advantages, miniature.policy, rate=1e-3, kl=0.02)
     after = likelihood()
     gains = np.array(after) - np.array(before)
     assert (gains[::2] - gains[1::2] > 0).all()
@@ -162,7 +163,7 @@ def test_an_entropy_bonus_alone_flattens_the_policy(tiny_policy: Path, miniature
         params = miniature.policy.model_copy(update={"entropy": weight})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         rows = [
-            policy_step(model, reference, optimizer, completions, advantages, params, rate=0.1, kl=0.0)
+            policy_step(Learner(model, [optimizer]), reference, completions, advantages, params, rate=0.1, kl=0.0)
             for _ in range(3)
         ]
         moved[weight] = rows[-1]["policy/entropy"] - rows[0]["policy/entropy"]
@@ -229,7 +230,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(tiny_policy: Path, miniatu
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
         reference = load_policy(tiny_policy)[0]
         params = miniature.policy.model_copy(update={"micro_batch_tokens": budget})
-        policy_step(model, reference, optimizer, completions, advantages, params, rate=1e-2, kl=0.02)
+        policy_step(Learner(model, [optimizer]), reference, completions, advantages, params, rate=1e-2, kl=0.02)
         results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
 
@@ -288,7 +289,7 @@ def test_a_rollback_goes_on_elsewhere_at_half_the_rate_and_the_fourth_time_stops
         if iteration == 3:
             good.append(weights_of(loop))
         if iteration == 4:
-            rates.append(loop.optimizer.param_groups[0]["lr"])
+            rates.append(loop.learner.optimizers[0].param_groups[0]["lr"])
             losses.append(metrics["policy/loss"])
 
     loop.on_metrics = watch

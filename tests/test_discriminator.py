@@ -164,7 +164,7 @@ def test_the_learning_rate_rises_over_the_warm_up(make: Make) -> None:
     rates = []
     for update in range(6):
         reward.update([], str(update))
-        rates.append(reward.optimizer.param_groups[0]["lr"])
+        rates.append(reward.learner.optimizers[0].param_groups[0]["lr"])
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
 
 

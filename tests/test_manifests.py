@@ -204,7 +204,7 @@ def test_pods_are_ordinary_users_and_credentials_come_by_name() -> None:
 # --- TrainJobs --------------------------------------------------------------------------------------------------------
 
 SETTINGS = {
-    "image": "rairl-python:7", "runtime": "rairl", "nodes": 4, "processes": 8, "shared": "/shared",
+    "image": "rairl-python:7", "runtime": "rairl", "nodes": 4, "processes": 8, "shared": "/shared", "fsdp": False,
     "resources": {"cpu": "64", "memory": "512Gi", "nvidia.com/gpu": "8"},
     "secrets": [{"name": "rairl-hub", "env": {"token": "HF_TOKEN"}}],
 }  # fmt: skip
@@ -231,6 +231,10 @@ def test_the_job_of_a_stage_is_valid_and_says_what_the_settings_say(monkeypatch:
     ]
     with pytest.raises((AssertionError, ValidationError)):
         validate({**made, "spec": {**made["spec"], "nodes": 3}})
+    sharded = manifest("rairl-sft-1", ["rairl", "stage", "sft"], {**SETTINGS, "fsdp": True})
+    validate(sharded)
+    assert {"name": "ACCELERATE_USE_FSDP", "value": "true"} in sharded["spec"]["trainer"]["env"]
+    assert {"name": "FSDP_VERSION", "value": "2"} in sharded["spec"]["trainer"]["env"]
 
 
 def test_a_job_has_one_name_per_run_stage_and_parameters(miniature: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rairl.errors import RairlError
 from rairl.learn.checkpoints import checkpoint_folder, latest
+from rairl.learn.learner import Learner
 from rairl.learn.sft import Fit, _backward, adamw, cosine, examples, fit, lm_loss, mean_loss, muon, shuffled_batches
 from rairl.models.policy import load_policy, token_logprobs
 from rairl.params import Params
@@ -46,7 +47,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_policy: Path, d
     found = []
     for tokens in (None, 2 * max(len(ids) for ids, _ in rows), 1):
         model.zero_grad(set_to_none=True)
-        loss = _backward(model, rows, tokenizer.pad_token_id, tokens)
+        loss = _backward(Learner(model, []), rows, tokenizer.pad_token_id, tokens)
         found.append((loss, [value.grad.clone() for value in model.parameters()]))
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
@@ -73,7 +74,12 @@ def plan(model: PreTrainedModel, model_dev: list[float], epochs: int = 6, patien
     losses = iter(model_dev)
     batch = [([5, 6, 7, 8], 0)]
     return Fit(
-        adamw(model), epochs, lambda epoch: [batch, batch], lambda step: 1e-3, lambda model: next(losses), patience
+        Learner(model, adamw(model)),
+        epochs,
+        lambda epoch: [batch, batch],
+        lambda step: 1e-3,
+        lambda model: next(losses),
+        patience,
     )
 
 
@@ -120,7 +126,9 @@ def test_a_resumed_fit_ends_with_the_same_weights(tiny_policy: Path, demos: list
 
     def run(folder: Path, stop_after: int | None = None) -> torch.Tensor:
         model, _ = load_policy(tiny_policy)
-        what = Fit(muon(model), 3, lambda epoch: list(shuffled_batches(rows, 4, str(epoch))), lambda step: 1e-3)
+        what = Fit(
+            Learner(model, muon(model)), 3, lambda epoch: list(shuffled_batches(rows, 4, str(epoch))), lambda step: 1e-3
+        )
 
         def on_epoch(row: dict[str, float]) -> None:
             if row["step"] == stop_after:
@@ -143,7 +151,7 @@ def test_a_bar_that_is_switched_off_changes_nothing(
     model, _ = load_policy(tiny_policy)
     steps: list[int] = []
     batch = [([5, 6, 7, 8], 0)]
-    what = Fit(adamw(model), 2, lambda epoch: [batch, batch], lambda step: steps.append(step) or 1e-3)  # type: ignore[func-returns-value]
+    what = Fit(Learner(model, adamw(model)), 2, lambda epoch: [batch, batch], lambda step: steps.append(step) or 1e-3)  # type: ignore[func-returns-value]
     rows = fit(model, what, 0, folder=tmp_path, desc="sft", on_epoch=lambda row: None)
     assert steps == [0, 1, 2, 3] and [row["batches"] for row in rows] == [2, 4]
 

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.learn import checkpoints
 from rairl.learn.credit import Baseline, group_advantages
-from rairl.learn.distributed import by_first, mine, sum_gradients, total
+from rairl.learn.distributed import by_first, mine, total
 from rairl.learn.guard import MAX_ROLLBACKS, begun, collapse
+from rairl.learn.learner import Learner, language_learner
 from rairl.learn.rollouts import Completion, sample_together, to_traces
 from rairl.models.policy import SharedPrompts, batches_by_length
 from rairl.params import GuardParams, PolicyParams
@@ -116,8 +117,8 @@ class LossSums(NamedTuple):
 
 
 def policy_loss(
-    model: PreTrainedModel,
-    reference: PreTrainedModel,
+    model: nn.Module,
+    reference: nn.Module,
     rows: SharedPrompts,
     advantages: Tensor,
     *,
@@ -139,7 +140,7 @@ def policy_loss(
     """
     taken = ~advantages.isnan()
 
-    def logprobs_of(it: PreTrainedModel) -> Tensor:
+    def logprobs_of(it: nn.Module) -> Tensor:
         """Log-probabilities of the whole vocabulary at each completion token: ``(N, V)``."""
         return (rows.read(it).logits[:, :-1][taken[:, 1:]].float() / temperature).log_softmax(-1)
 
@@ -173,9 +174,8 @@ def adapted_kl_weight(weight: float, kl: float, target: float) -> float:
 
 
 def policy_step(
-    model: PreTrainedModel,
+    learner: Learner,
     reference: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
     completions: Sequence[Completion],
     advantages: Sequence[np.ndarray],
     params: PolicyParams,
@@ -186,6 +186,7 @@ def policy_step(
     """One optimiser step on all completions, in micro-batches; the loss is a mean over completion tokens.
 
     Args:
+        learner: of the policy.
         rate: learning rate.
         kl: weight of the KL penalty.
 
@@ -194,22 +195,23 @@ def policy_step(
     """
     if not all(np.isfinite(values).all() for values in advantages):
         raise RairlError("an advantage is not a number: the reward model has diverged; lower reward.learning_rate")
-    model.train()
-    device = next(model.parameters()).device
+    learner.model.train()
+    device = next(reference.parameters()).device
     tokens = sum(len(item.ids) for item in completions)
     share = mine(range(len(completions)))
     lengths = [len(completions[index].prompt_ids) + len(completions[index].ids) for index in share]
-    optimizer.zero_grad(set_to_none=True)
+    batches = [[share[at] for at in batch] for batch in batches_by_length(lengths, params.micro_batch_tokens)]
+    learner.zero_grad()
     sums = np.zeros(3)
-    for batch in batches_by_length(lengths, params.micro_batch_tokens):
-        chosen = [share[at] for at in batch]
+    todo = list(learner.lockstep(batches, [0]))
+    for number, (chosen, counts) in enumerate(todo, start=1):
         items = [completions[index] for index in chosen]
         rows = SharedPrompts.of([item.prompt_ids for item in items], [item.ids for item in items], 0, device)
         values = torch.full(rows.tails.shape, float("nan"))
         for row, index in enumerate(chosen):
             values[row, 1 : len(advantages[index]) + 1] = torch.from_numpy(advantages[index]).float()
         parts = policy_loss(
-            model,
+            learner.model,
             reference,
             rows,
             values.to(device),
@@ -217,23 +219,18 @@ def policy_step(
             kl=kl,
             entropy=params.entropy,
         )
-        (parts.loss / tokens).backward()
-        sums += [part.item() for part in parts]
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sum_gradients(weights)
+        learner.backward(parts.loss / tokens if counts else parts.loss * 0, last=number == len(todo))
+        sums += [part.item() * counts for part in parts]
     loss, divergence, entropy = (total(value) / tokens for value in sums)
-    norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
-    if not (np.isfinite(loss) and torch.isfinite(norm)):
+    norm = learner.step(rate) if np.isfinite(loss) else loss
+    if not np.isfinite(norm):
         raise RairlError("the policy's loss or gradient is not a number; lower policy.learning_rate")
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
     return {
         "policy/loss": loss,
         "policy/kl": divergence,
         "policy/kl_weight": kl,
         "policy/entropy": entropy,
-        "policy/grad_norm": float(norm),
+        "policy/grad_norm": norm,
     }
 
 
@@ -281,8 +278,11 @@ class PolicyLoop:
     events: list[dict[str, str | int]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=self.params.learning_rate, weight_decay=0.0)
+        def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            return [torch.optim.AdamW(trained, lr=self.params.learning_rate, weight_decay=0.0)]
+
+        self.learner = language_learner(self.policy, optimizers)
         self.kl_weight = self.params.kl
         self.good: int | None = None
 
@@ -341,9 +341,8 @@ class PolicyLoop:
         advantages, metrics = self.reward.advantages(Batch(prompts, completions, traces, self.tokenizer))
         rate = self.params.learning_rate * min(1.0, (self.done + 1) / max(1, self.params.warmup_iterations))
         metrics |= policy_step(
-            self.policy,
+            self.learner,
             self.reference,
-            self.optimizer,
             completions,
             advantages,
             self.params,
@@ -434,12 +433,14 @@ class PolicyLoop:
         if guard is None or not by_first(lambda: begun(self.history, guard, self.start)):
             self.good = self.position
 
+        optimizers = self.learner.state()
+
         def state(folder: Path) -> dict[str, Any]:
             return {
                 "done": self.done,
                 "good": self.good,
                 "policy": trained_weights(self.policy),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": optimizers,
                 "kl_weight": self.kl_weight,
                 "reward": self.reward.state(folder),
                 "history": json.dumps(self.history),
@@ -460,8 +461,8 @@ class PolicyLoop:
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         """Inverse of what :meth:`save` kept."""
         self.policy.load_state_dict(state["policy"], strict=False)
+        self.learner.restore(state["optimizers"])
         self.sync()
-        self.optimizer.load_state_dict(state["optimizer"])
         self.reward.restore(state["reward"], folder)
         self.done, self.good, self.kl_weight = state["done"], state["good"], state["kl_weight"]
         self.history, self.events = json.loads(state["history"]), json.loads(state["events"])

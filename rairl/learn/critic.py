@@ -37,6 +37,7 @@ class Critic:
         policy: the policy as it moves, and its tokenizer; form ``airl`` asks them for log pi.
         temperature: the one the policy samples at.
         memo: where reads of a frozen backbone are looked up.
+        batch_tokens: padded size of a batch of completions that the loss is taken on.
     """
 
     model: RewardModel
@@ -44,6 +45,7 @@ class Critic:
     policy: Policy | None
     temperature: float
     memo: Memo | None
+    batch_tokens: int = 4096
 
     def loss(self, material: Material, seed: int) -> tuple[Tensor, np.ndarray]:
         """This process's share of the loss (scalar), and the evidence on every trace (:meth:`evidence`).
@@ -53,7 +55,7 @@ class Critic:
         """
         own = _own_share(material.traces)
         traces = [material.traces[index] for index in own]
-        reads = self.model.read(traces, memo=self.memo)
+        reads = self.model.read(traces, memo=self.memo, batch_tokens=self.batch_tokens)
         logits = self._logits(reads, traces)
         positive = torch.from_numpy(material.positive[own])[reads.trace].to(logits.device)
         counted = self._counted([material.since(index) for index in own], reads, traces).to(logits.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from rairl.errors import RairlError
 from rairl.learn import distributed
@@ -19,6 +21,7 @@ from rairl.learn.alignment import reads_of, spread_reads
 from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
 from rairl.learn.critic import Critic, Policy
 from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
+from rairl.learn.learner import Learner, reward_learner
 from rairl.learn.lengths import centre_lengths
 from rairl.learn.material import Corruptions, compose, switched
 from rairl.learn.replay import Replay
@@ -71,7 +74,7 @@ class LearnedReward:
     temperature: float = 1.0
     replay: Replay = field(init=False)
     corruptions: Corruptions = field(init=False)
-    optimizer: torch.optim.Optimizer = field(init=False)
+    learner: Learner = field(init=False)
     critic: Critic = field(init=False)
     lagging: LaggingCopy | None = field(init=False)
     running: RunningStd = field(init=False)
@@ -82,9 +85,13 @@ class LearnedReward:
     def __post_init__(self) -> None:
         self.replay = Replay(self.params.replay_size)
         self.corruptions = Corruptions(self.seed, self.params.perturbation_depth)
-        self.optimizer = torch.optim.AdamW(
-            self.model.trained_parameters(), lr=self.params.learning_rate, weight_decay=self.params.weight_decay
-        )
+
+        def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            rate, decay = self.params.learning_rate, self.params.weight_decay
+            return [torch.optim.AdamW(trained, lr=rate, weight_decay=decay)]
+
+        self.learner = reward_learner(self.model, optimizers)
         self.critic = Critic(self.model, self.params, self.policy, self.temperature, self._new_memo())
         trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.lagging = LaggingCopy(trained, self.params.ema) if self.params.ema else None
@@ -203,32 +210,35 @@ class LearnedReward:
         rng = random.Random(f"{self.seed}/update/{key}")
         experts = self._draw(key)
         material = compose(experts, fresh, self.replay, self.corruptions, self.params, rng, self.labelled)
-        self.model.train()
+        self.learner.model.train()
         torch.manual_seed(rng.getrandbits(31))
-        loss, last = self.critic.loss(material, seed=self.done)
+        loss, last = self._learning().loss(material, seed=self.done)
         value = distributed.total(loss.item())
         if not np.isfinite(value):
             raise RairlError(f"the reward's loss is {value} at update {key}; lower reward.learning_rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        distributed.sum_gradients(self.model.trained_parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.model.trained_parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.params.learning_rate * min(
-                1.0, (self.done + 1) / (self.params.learning_rate_warmup or 1)
-            )
-        self.optimizer.step()
+        self.learner.zero_grad()
+        self.learner.backward(loss, last=True)
+        warm = min(1.0, (self.done + 1) / (self.params.learning_rate_warmup or 1))
+        norm = self.learner.step(self.params.learning_rate * warm)
+        if not np.isfinite(norm):
+            raise RairlError(f"the reward's gradient is {norm} at update {key}; lower reward.learning_rate")
         self.done += 1
         if self.lagging is not None:
             self.lagging.update()
         border = boundary(last, material.positive, self.params.objective)
-        metrics = {"discriminator/loss": value, "discriminator/grad_norm": float(norm)}
+        metrics = {"discriminator/loss": value, "discriminator/grad_norm": norm}
         metrics |= discriminator_metrics(
             last, material.positive, material.kinds, [len(trace.text) for trace in material.traces], border
         )
         if self.params.switch_labels:
             metrics["discriminator/switched"] = float(material.positive.sum() - len(experts))
         return metrics | self._memorisation(experts, border, key)
+
+    def _learning(self) -> Critic:
+        """The discriminator as its update reads with it: sharded, with a single pass, so that processes keep step."""
+        if self.learner.model is self.model:
+            return self.critic
+        return replace(self.critic, model=self.learner.model, batch_tokens=sys.maxsize)
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
@@ -264,7 +274,7 @@ class LearnedReward:
         return {
             "weights": self.model.learned_state(),
             "lagging": {} if self.lagging is None else self.lagging.values,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.learner.state(),
             "running": self.running.state(),
             "updates": self.updates,
             "done": self.done,
@@ -276,7 +286,7 @@ class LearnedReward:
         self.model.load_state_dict(state["weights"], strict=False)
         if self.lagging is not None:
             self.lagging.load(state["lagging"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.restore(state["optimizers"])
         self.replay = Replay(self.params.replay_size, read_traces(folder / "replay.jsonl", allow_empty=True))
         self.running = RunningStd(*state["running"])
         self.updates, self.done = state["updates"], state["done"]

@@ -1,6 +1,7 @@
 """Several processes as one: each takes its share of the work, and gradients are summed before every optimiser step.
 
-Under ``accelerate launch`` or ``torchrun`` every process holds the same weights, optimiser and replay buffer. Losses
+Under ``accelerate launch`` or ``torchrun`` every process holds the same weights, optimiser (unless sharded, see
+:mod:`rairl.learn.learner`) and replay buffer. Losses
 are written as sums divided by *global* counts, so the sum of the processes' gradients is the gradient of the whole
 batch, whatever the shares. In a single process every function here is the identity.
 """
@@ -12,12 +13,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-
-from rairl.errors import RairlError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -36,16 +35,18 @@ def world() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
+def sharding() -> Literal["fsdp", "zero"] | None:
+    """What ``accelerate launch`` is configured to split weights, gradients and optimiser state by, if anything."""
+    if world()[1] == 1:
+        return None
+    kinds: tuple[tuple[str, Literal["fsdp", "zero"]], ...] = (("FSDP", "fsdp"), ("DEEPSPEED", "zero"))
+    return next((kind for name, kind in kinds if os.environ.get(f"ACCELERATE_USE_{name}") == "true"), None)
+
+
 @cache
 def _state() -> PartialState:
     from accelerate import PartialState
 
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise RairlError(
-                f"accelerate is configured for {name}, but every process of rairl holds all the weights; "
-                "use configs/accelerate/gpu-8.yaml"
-            )
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
     atexit.register(state.destroy_process_group)  # a process that leaves with gloo's threads alive may abort
     return state
@@ -83,9 +84,9 @@ def by_first(make: Callable[[], T]) -> T:
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its sum over all processes; a parameter without a gradient here counts as zero."""
-    if world()[1] == 1:
-        return
     kept = list(parameters)
+    if world()[1] == 1 or not kept:
+        return
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in kept])
     summed = _all_reduce(flat)
     at = 0

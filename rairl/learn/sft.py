@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.learn import checkpoints, distributed
+from rairl.learn.learner import Learner
 from rairl.models.policy import batches_by_length, encode, pad
 from rairl.traces import Trace
 
@@ -33,7 +34,7 @@ def examples(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace], *, who
     return [([*row.ids, tokenizer.eos_token_id], 0 if whole else row.prompt_tokens) for row in rows]
 
 
-def lm_loss(model: PreTrainedModel, batch: Sequence[Example], pad_id: int) -> Tensor:
+def lm_loss(model: nn.Module, batch: Sequence[Example], pad_id: int) -> Tensor:
     """Mean cross-entropy per supervised token, in nats (scalar)."""
     ids, mask = pad([row for row, _ in batch], pad_id)
     labels = ids.masked_fill(mask == 0, IGNORE)
@@ -73,7 +74,7 @@ class Fit:
     """How a language model is trained: ``epochs`` calls of ``batches(epoch)``, rate ``rate(step)`` at each step.
 
     Attributes:
-        optimizers: made by :func:`adamw` or :func:`muon`; all take the same rate.
+        learner: of the model, with optimisers made by :func:`adamw` or :func:`muon`; all take the same rate.
         batches: the batches of an epoch, the same at every call.
         rate: learning rate at a global step.
         evaluate: dev loss after an epoch; with it the best epoch's weights win.
@@ -81,7 +82,7 @@ class Fit:
         micro_batch_tokens: tokens, padding included, that go through at once; None for the whole batch.
     """
 
-    optimizers: Sequence[torch.optim.Optimizer]
+    learner: Learner
     epochs: int
     batches: Callable[[int], Sequence[Sequence[Example]]]
     rate: Callable[[int], float]
@@ -113,8 +114,7 @@ def fit(
     if found is not None:
         state, _ = found
         model.load_state_dict(state["model"])
-        for optimizer, kept in zip(plan.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+        plan.learner.restore(state["optimizers"])
         history, best = json.loads(state["history"]), state["best"]
         for row in history:
             on_epoch(row)
@@ -124,7 +124,7 @@ def fit(
     for epoch in range(len(history), plan.epochs):
         if _stalled(history, plan.patience):
             break
-        row = {"step": epoch, **_epoch(model, plan, epoch, step, bar, pad_id, desc)}
+        row = {"step": epoch, **_epoch(plan, epoch, step, bar, pad_id, desc)}
         step = int(row["batches"])
         if plan.evaluate is not None:
             evaluate = plan.evaluate
@@ -133,8 +133,7 @@ def fit(
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         history.append(row)
         on_epoch(row)
-        kept = [optimizer.state_dict() for optimizer in plan.optimizers]
-        state = {"model": model.state_dict(), "optimizers": kept, "best": best}
+        state = {"model": model.state_dict(), "optimizers": plan.learner.state(), "best": best}
         checkpoints.save(folder, epoch + 1, lambda _, state=state: {**state, "history": json.dumps(history)})  # type: ignore[misc]
     bar.close()
     on_last()
@@ -149,49 +148,39 @@ def _stalled(history: Sequence[dict[str, float]], patience: int | None) -> bool:
     return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
-def _epoch(
-    model: PreTrainedModel, plan: Fit, epoch: int, first: int, bar: tqdm[None], pad_id: int, desc: str
-) -> dict[str, float]:
-    model.train()
+def _epoch(plan: Fit, epoch: int, first: int, bar: tqdm[None], pad_id: int, desc: str) -> dict[str, float]:
+    plan.learner.model.train()
     total, batches = 0.0, plan.batches(epoch)
     for step, batch in enumerate(batches, start=first):  # a bar that is switched off would count nothing
-        model.zero_grad(set_to_none=True)
-        value = _backward(model, batch, pad_id, plan.micro_batch_tokens)
+        plan.learner.zero_grad()
+        value = _backward(plan.learner, batch, pad_id, plan.micro_batch_tokens)
         if not math.isfinite(value):
             raise RairlError(f"the loss is {value} at batch {step} of {desc}; lower the learning rate")
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in plan.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = plan.rate(step)
-            optimizer.step()
+        norm = plan.learner.step(plan.rate(step))
+        if not math.isfinite(norm):
+            raise RairlError(f"the gradient's norm is {norm} at batch {step} of {desc}; lower the learning rate")
         total += value
         bar.update(1)
         bar.set_postfix(loss=f"{value:.3f}", refresh=False)
     return {"train/loss": total / max(1, len(batches)), "batches": first + len(batches)}
 
 
-def _backward(
-    model: PreTrainedModel, batch: Sequence[Example], pad_id: int, micro_batch_tokens: int | None = None
-) -> float:
-    """Gradient of the batch's mean loss per token, each process having done its share; returns the loss."""
-    share = distributed.mine(batch)
+def _backward(learner: Learner, batch: Sequence[Example], pad_id: int, micro_batch_tokens: int | None = None) -> float:
+    """Gradient of this process's share of the batch's mean loss per token; returns the loss of all shares."""
+    parts = _micro_batches(distributed.mine(batch), micro_batch_tokens)
     value = 0.0
-    for part in _micro_batches(share, micro_batch_tokens):
-        loss = lm_loss(model, part, pad_id) * (supervised(part) / supervised(batch))
-        loss.backward()
+    todo = list(learner.lockstep(parts, batch[:1]))
+    for index, (part, counts) in enumerate(todo, start=1):
+        loss = lm_loss(learner.model, part, pad_id) * (supervised(part) / supervised(batch) * counts)
+        learner.backward(loss, last=index == len(todo))
         value += loss.item()
-    distributed.sum_gradients(model.parameters())
     return distributed.total(value)
 
 
-def _micro_batches(share: Sequence[Example], tokens: int | None) -> Iterator[Sequence[Example]]:
-    if not share:
-        return
+def _micro_batches(share: Sequence[Example], tokens: int | None) -> list[Sequence[Example]]:
     if tokens is None:
-        yield share
-        return
-    for chosen in batches_by_length([len(ids) for ids, _ in share], tokens):
-        yield [share[index] for index in chosen]
+        return [share] if share else []
+    return [[share[index] for index in chosen] for chosen in batches_by_length([len(ids) for ids, _ in share], tokens)]
 
 
 def supervised(batch: Sequence[Example]) -> int:
@@ -199,12 +188,12 @@ def supervised(batch: Sequence[Example]) -> int:
     return sum(len(ids) - max(skip, 1) for ids, skip in batch)
 
 
-def adamw(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+def adamw(model: nn.Module) -> list[torch.optim.Optimizer]:
     """AdamW on everything: for fine-tuning."""
     return [torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def muon(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+def muon(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) on the layers' matrices, AdamW on embeddings and norms: for training from scratch.
 
     Needs about half of AdamW's batches to the same loss here (docs/log.md). Its updates are scaled to AdamW's size, so

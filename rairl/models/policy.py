@@ -294,7 +294,8 @@ class SharedPrompts:
             "attention_mask": torch.cat([seen, torch.ones_like(self.tails)], -1),
             "position_ids": seen.sum(-1, keepdim=True) + torch.arange(self.tails.shape[1], device=seen.device),
         }
-        if model.training and model.is_gradient_checkpointing:  # a layer is recomputed from its input: without a cache
+        # A layer that is recomputed from its input has no cache; one that is sharded may be called once per backward.
+        if model.training and (model.is_gradient_checkpointing or getattr(model, "reads_in_one_pass", False)):
             return self._read_whole(model, where, options)
         cache = DynamicCache(config=model.config)
         keep = {} if model.get_output_embeddings() is None else {"logits_to_keep": 1}

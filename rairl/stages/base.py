@@ -85,6 +85,7 @@ def train_builtin(
         desc: label of the progress bar.
         log: takes the training loss per slice of the corpus.
     """
+    from rairl.learn.learner import Learner
     from rairl.learn.sft import Fit, cosine, examples, fit, muon, shuffled_batches
     from rairl.models.base import address, new_model, train_tokenizer
 
@@ -103,7 +104,10 @@ def train_builtin(
     total = len(batches)
     slices = [batches[total * part // SLICES : total * (part + 1) // SLICES] for part in range(SLICES)]
     peak, warmup = params.base.learning_rate, max(1, total // 20)
-    plan = Fit(muon(network), SLICES, slices.__getitem__, lambda step: peak * cosine(step, total, warmup))
+    # Too small to be sharded, whatever the configuration.
+    plan = Fit(
+        Learner(network, muon(network)), SLICES, slices.__getitem__, lambda step: peak * cosine(step, total, warmup)
+    )
 
     def on_epoch(row: dict[str, float]) -> None:
         log({"train/loss": row["train/loss"]}, int(row["batches"]))

@@ -94,12 +94,13 @@ def fine_tune(
     Returns:
         per epoch ``step`` (0-based), ``batches`` so far, ``train/loss`` and ``dev/loss``, in nats per token.
     """
+    from rairl.learn.learner import language_learner
     from rairl.learn.sft import Fit, adamw, examples, fit, mean_loss, shuffled_batches
 
     train, held_out = examples(tokenizer, demos), examples(tokenizer, dev)
     warmup = max(1, len(train) // params.batch_size)  # one epoch: a fresh Adam takes full-size steps
     plan = Fit(
-        optimizers=adamw(network),
+        learner=language_learner(network, adamw),
         epochs=params.epochs,
         batches=lambda epoch: list(shuffled_batches(train, params.batch_size, f"sft/{seed}/{epoch}")),
         rate=lambda step: params.learning_rate * min(1.0, (step + 1) / warmup),
