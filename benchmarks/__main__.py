@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -43,12 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     material = Material.of(given.root)
     machine = floors.measure()
     lines: list[Row] = []
+    failed: list[str] = []
     for name in [name for name in ROWS if name in wanted]:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
             lines += ROWS[name](material, given.runs, machine)
-        except ImportError as error:
-            print(f"{name}: left out ({error}); pip install 'rairl[trl]'", file=sys.stderr)
+        except Exception:  # a rival that fails takes only its own rows with it
+            traceback.print_exc()
+            failed.append(name)
         _write(given.json, machine, lines, [])  # a long run that is cut off leaves what it has
     points = growth.growth(material, growth.FACTORS) if "growth" in wanted else []
     _write(given.json, machine, lines, points)
@@ -58,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         growth.plot(points, (given.docs or given.json).parent / "plots" / "growth.png")
     if given.docs is not None:
         _into(given.docs, text)
+    if failed:
+        raise RairlError(f"{', '.join(failed)} failed, see above (TRL: pip install 'rairl[trl]'); the rest is measured")
 
 
 def report(machine: floors.Machine, lines: Sequence[Row], points: Sequence[growth.Point]) -> str:

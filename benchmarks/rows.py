@@ -169,7 +169,7 @@ def iteration(m: Material, runs: int, machine: Machine) -> list[Row]:
                     times.timed(lambda loop=loop: bool(loop.iterate()))
                     loop.done += 1
 
-        judge = AutoModelForSequenceClassification.from_pretrained(m.root / "models" / "peer", num_labels=1)
+        judge = AutoModelForSequenceClassification.from_pretrained(str(m.root / "models" / "peer"), num_labels=1)
         config = trl.GRPOConfig(
             output_dir=scratch,
             max_steps=runs + 1,
@@ -189,7 +189,7 @@ def iteration(m: Material, runs: int, machine: Machine) -> list[Row]:
             disable_tqdm=True,
         )
         trainer = trl.GRPOTrainer(
-            model=load_policy(m.root / "models" / "sft")[0],
+            model=load_policy(str(m.root / "models" / "sft"))[0],
             reward_funcs=judge,
             args=config,
             train_dataset=Dataset.from_dict({"prompt": [render_prompt(m.tokenizer, one.problem) for one in prompts]}),
