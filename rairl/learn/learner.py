@@ -184,7 +184,7 @@ class Fsdp(_Sharded):
         rest = [weight for weight in _trained(self.model) if not isinstance(weight, DTensor)]
         distributed.sum_gradients(rest)
         for weight in rest:
-            weight.grad = weight.grad / distributed.world()[1]  # type: ignore[operator]
+            weight.grad = weight.grad / distributed.world()[1]
         norms = [
             torch.nn.utils.get_total_norm([it.grad for it in part if it.grad is not None]) for part in (split, rest)
         ]
@@ -210,7 +210,13 @@ class Fsdp(_Sharded):
     def state(self) -> list[dict[str, Any]]:
         """Every shard is gathered."""
         return [
-            {**kept, "state": {index: _each(entry, _gathered) for index, entry in kept["state"].items()}}
+            {
+                **kept,
+                "state": {
+                    index: {key: _gathered(value) for key, value in entry.items()}
+                    for index, entry in kept["state"].items()
+                },
+            }
             for kept in super().state()
         ]
 
@@ -223,15 +229,11 @@ class Fsdp(_Sharded):
         for optimizer, state in zip(self.optimizers, kept, strict=True):
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             entries = {
-                index: _each(entry, lambda value, index=index, weights=weights: _split_like(weights[index], value))
+                index: {key: _split_like(weights[index], value) for key, value in entry.items()}
                 for index, entry in state["state"].items()
             }
             states.append({**state, "state": entries})
         super().restore(states)
-
-
-def _each(entry: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    return {key: change(value) for key, value in entry.items()}
 
 
 def _gathered(value: Any) -> Any:
@@ -260,15 +262,15 @@ def _fully_shard(body: nn.Module) -> None:
         raise RairlError("FSDP is used in version 2 and without offloading; see configs/accelerate/fsdp.yaml")
     device = next(body.parameters()).device.type
     if plugin.activation_checkpointing:
-        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    body.reads_in_one_pass = True  # type: ignore[assignment]
+        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    body.reads_in_one_pass = True
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device, (distributed.world()[1],)),
         "reshard_after_forward": plugin.reshard_after_forward,
         "ignored_params": {parameter for parameter in body.parameters() if not parameter.requires_grad},
     }
     for module in list(body.modules()):
-        if type(module).__name__ in body._no_split_modules:  # type: ignore[operator]
+        if type(module).__name__ in body._no_split_modules:
             fully_shard(module, **settings)
     fully_shard(body, **settings)
 
@@ -291,7 +293,7 @@ class Zero(_Sharded):
         from accelerate.utils import DeepSpeedPlugin
 
         model = copy.deepcopy(whole)
-        model.reads_in_one_pass = True  # type: ignore[assignment]
+        model.reads_in_one_pass = True
         self.optimizers = self.make(model)
         [optimizer] = self.optimizers
         self.groups = optimizer.state_dict()["param_groups"]
@@ -327,7 +329,7 @@ class Zero(_Sharded):
 
     @torch.no_grad()
     def _publish(self) -> None:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         for whole, split in zip(_trained(self.whole), _trained(self.engine.module), strict=True):
             with GatheredParameters([split]):
