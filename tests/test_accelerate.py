@@ -46,8 +46,9 @@ def environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     file = ACCELERATE / f"{name}.yaml"
     given = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
-    args = _validate_launch_command(given)[0]
+    args, config, _ = _validate_launch_command(given)
     if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(config.deepspeed_config)
         variables = prepare_deepspeed_cmd_env(args)[1]
     else:
         variables = prepare_multi_gpu_env(args)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -211,7 +210,13 @@ class Fsdp(_Sharded):
     def state(self) -> list[dict[str, Any]]:
         """Every shard is gathered."""
         return [
-            {**kept, "state": {index: _each(entry, _gathered) for index, entry in kept["state"].items()}}
+            {
+                **kept,
+                "state": {
+                    index: {key: _gathered(value) for key, value in entry.items()}
+                    for index, entry in kept["state"].items()
+                },
+            }
             for kept in super().state()
         ]
 
@@ -224,14 +229,11 @@ class Fsdp(_Sharded):
         for optimizer, state in zip(self.optimizers, kept, strict=True):
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             entries = {
-                index: _each(entry, partial(_split_like, weights[index])) for index, entry in state["state"].items()
+                index: {key: _split_like(weights[index], value) for key, value in entry.items()}
+                for index, entry in state["state"].items()
             }
             states.append({**state, "state": entries})
         super().restore(states)
-
-
-def _each(entry: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    return {key: change(value) for key, value in entry.items()}
 
 
 def _gathered(value: Any) -> Any:
@@ -327,7 +329,7 @@ class Zero(_Sharded):
 
     @torch.no_grad()
     def _publish(self) -> None:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         for whole, split in zip(_trained(self.whole), _trained(self.engine.module), strict=True):
             with GatheredParameters([split]):
