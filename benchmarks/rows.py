@@ -350,10 +350,10 @@ def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
 
 ROWS: dict[str, Callable[[Material, int, Machine], list[Row]]] = {
     "rollouts": rollouts,
-    "continuous": continuous,
     "iteration": iteration,
     "candidates": candidates_of_one,
     "file": large_file,
     "overhead": overhead,
+    "continuous": continuous,
 }
 """Rows by the names that the command line takes."""
