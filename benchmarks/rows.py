@@ -116,10 +116,10 @@ def continuous(m: Material, runs: int, machine: Machine, prompts: int = 8, n: in
 
     def peer() -> float:
         kept = m.policy.config._attn_implementation
-        with torch.inference_mode():
-            found = m.policy.generate_batch(
-                inputs, generation_config=settings, continuous_batching_config=room, progress_bar=False
-            )
+        # Not in inference mode, which is of this thread alone: the batches are made in another one.
+        found = m.policy.generate_batch(
+            inputs, generation_config=settings, continuous_batching_config=room, progress_bar=False
+        )
         m.policy.set_attn_implementation(kept)
         return sum(len(one.generated_tokens) for one in found.values())
 
@@ -350,10 +350,10 @@ def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
 
 ROWS: dict[str, Callable[[Material, int, Machine], list[Row]]] = {
     "rollouts": rollouts,
-    "continuous": continuous,
     "iteration": iteration,
     "candidates": candidates_of_one,
     "file": large_file,
     "overhead": overhead,
+    "continuous": continuous,
 }
 """Rows by the names that the command line takes."""
