@@ -49,7 +49,7 @@ def registry(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_list_tells_every_version_with_its_origin(registry: Path, miniature: Params) -> None:
-    found = [line.split() for line in ask("list").output.splitlines() if line[:7].strip().isdigit()]
+    found = [line.split() for line in ask("list").output.splitlines() if line[:3].strip().isdigit()]
     data, params = data_tag(registry)[:7], miniature.digest()[:7]
     assert [row[:7] for row in found] == [
         ["3", "candidate", "0.625", "0", "step", "1", data],
