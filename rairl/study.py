@@ -330,8 +330,9 @@ def carry_out(
     def fail(task: Task, why: str) -> None:
         failed[task.folder] = why
         for other in [other for other in waiting.values() if task.folder in other.needs]:
-            bar.update(_seconds(waiting.pop(other.folder)))
-            fail(other, why)
+            if waiting.pop(other.folder, None):  # what needs two that failed is gone with the first
+                bar.update(_seconds(other))
+                fail(other, why)
 
     with _threads(max(1, cores() // jobs)):
         workers = pool(jobs)

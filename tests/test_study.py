@@ -188,7 +188,7 @@ def chain(root: Path, miniature: Params, **needs: str) -> list[Task]:
 
 
 def test_a_failure_stops_only_what_needs_it(tmp_path: Path, miniature: Params) -> None:
-    tasks = chain(tmp_path, miniature, a="", fails="a", b="fails", c="b a", d="a", e="d")
+    tasks = chain(tmp_path, miniature, a="", fails="a", b="fails", c="fails b a", d="a", e="d")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "finished").touch()  # done before: not done again, or there would be a file in it
     failed = carry_out(tasks, tmp_path, 2, note)
