@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from rairl.errors import RairlError
 from rairl.learn.adversarial import policy_loss, policy_step
 from rairl.learn.discriminator import LearnedReward
+from rairl.learn.learner import Learner
 from rairl.learn.rollouts import Completion, sample
 from rairl.learn.sft import examples, lm_loss
 from rairl.models.adapters import merged, twin
@@ -52,11 +53,13 @@ def stepped(
     model: PreTrainedModel, reference: PreTrainedModel, folder: Path, demos: list[Trace], params: Params
 ) -> float:
     """A step of the policy loop; returns the KL before it."""
-    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.01)
+    learner = Learner(
+        model, [torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.01)]
+    )
     completions, advantages = rows_of(folder, demos)
-    return policy_step(
-        model, reference, optimizer, completions, advantages, params.policy, rate=0.01, kl=params.policy.kl
-    )["policy/kl"]
+    return policy_step(learner, reference, completions, advantages, params.policy, rate=0.01, kl=params.policy.kl)[
+        "policy/kl"
+    ]
 
 
 # --- bfloat16 --------------------------------------------------------------------------------------------------------
