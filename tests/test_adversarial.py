@@ -349,6 +349,19 @@ def test_a_checkpoint_with_a_sign_of_collapse_is_no_good_one(
     assert seen[7] == [8 + 4]  # rolled back
 
 
+def test_a_checkpoint_whose_dev_problems_were_not_counted_is_no_good_one(
+    tiny_policy: Path, miniature: Params, demos: list[Trace], tmp_path: Path
+) -> None:
+    """Dev is measured every fourth iteration, and the policy is lost from the fifth on: 6 may be lost already."""
+    loop = make_loop(tiny_policy, miniature, demos, tmp_path, iterations=8, checkpoint_every=2)
+    blind = {"action": "stop", "length_ratio": 1e3, "min_entropy": 0.0, "saturation": 1.0}  # for all but dev
+    loop.guard, loop.start = GUARD.model_copy(update=blind), {"dev/correct": 0.5}
+    loop.after_iteration = lambda done: {} if done % 4 else {"dev/correct": 0.5 if done == 4 else 0.1}
+    loop.run("uncounted")
+    assert [event["iteration"] for event in loop.events] == [7]
+    assert loop.done == 4
+
+
 def kept(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("at-")) for path in folder.glob("at-*"))
 
