@@ -385,7 +385,7 @@ def test_an_interrupted_real_stage_keeps_what_is_finished(tmp_path: Path, quiet_
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
-    # Interrupted while a C extension runs Python of its own, CPython ends itself by the signal; a shell says 130 to both.
+    # Interrupted while a C extension runs Python, CPython ends itself by the signal; a shell says 130 to both.
     assert process.returncode in (130, -signal.SIGINT), told
     assert "interrupted" in told
     assert (tmp_path / "data" / "demos.jsonl").exists()
