@@ -45,19 +45,13 @@ def rollouts(m: Material, runs: int, machine: Machine, shapes: tuple[tuple[int, 
             m.policy.config, [len(item.prompt_ids) for item in drawn[::n]], [len(item.ids) for item in drawn]
         )
         tokens = sum(len(item.ids) for item in drawn)
-        seeds = itertools.count()
-
-        def ours(problems: list[str] = problems, n: int = n, seeds: Any = seeds) -> float:
-            items = sample(m.policy, m.tokenizer, problems, **_sampling(m, n, seed=next(seeds)))
-            return sum(len(item.ids) for item in items)
-
         peers: dict[str, Callable[[], float]] = {
             "generate, dynamic cache": lambda problems=problems, n=n: generate(m, problems, n),
             "generate, static cache": lambda problems=problems, n=n: generate(
                 m, problems, n, cache_implementation="static", disable_compile=True
             ),
         }
-        times = in_turn({"ours": ours, **peers}, runs)
+        times = in_turn({"ours": _drawing(m, problems, n), **peers}, runs)
         what = f"rollouts, {len(problems)} prompts x {n} samples"
         floor = machine.floor(*work) / tokens
         lines += [row(what, name, times["ours"], times[name], 2.0, "token", floor) for name in peers]
@@ -67,6 +61,17 @@ def rollouts(m: Material, runs: int, machine: Machine, shapes: tuple[tuple[int, 
 def _sampling(m: Material, n: int, seed: int) -> dict[str, Any]:
     cap, temperature = m.params.policy.max_new_tokens, m.params.policy.temperature
     return {"n": n, "max_new_tokens": cap, "temperature": temperature, "seed": seed}
+
+
+def _drawing(m: Material, problems: list[str], n: int) -> Callable[[], float]:
+    """Our way to draw them, by new random numbers each time; it returns the number of tokens drawn."""
+    seeds = itertools.count()
+
+    def ours() -> float:
+        items = sample(m.policy, m.tokenizer, problems, **_sampling(m, n, seed=next(seeds)))
+        return sum(len(item.ids) for item in items)
+
+    return ours
 
 
 @torch.inference_mode()
@@ -123,14 +128,7 @@ def continuous(m: Material, runs: int, machine: Machine, prompts: int = 8, n: in
         m.policy.set_attn_implementation(kept)
         return sum(len(one.generated_tokens) for one in found.values())
 
-    seeds = itertools.count()
-    jobs = {
-        "ours": lambda: float(
-            sum(len(one.ids) for one in sample(m.policy, m.tokenizer, problems, **_sampling(m, n, next(seeds))))
-        ),
-        "peer": peer,
-    }
-    times = in_turn(jobs, runs)
+    times = in_turn({"ours": _drawing(m, problems, n), "peer": peer}, runs)
     what = f"rollouts, {len(problems)} prompts x {n} samples"
     return [row(what, "generate_batch (continuous batching)", times["ours"], times["peer"], 2.0, "token")]
 

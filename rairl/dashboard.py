@@ -23,7 +23,10 @@ FIGURES = (
 """Headline figures of a pipeline run, in MLflow's spelling."""
 COMPARED = ("seed", "reward.granularity")
 """Parameters that most runs differ in."""
-_PREFIX = "mlflow.sharedViewState."
+NOTE = "mlflow.note.content"
+"""Tag of an experiment or a run that MLflow's page shows, and lets everybody edit, as its description."""
+VIEW = "mlflow.sharedViewState."
+"""Beginning of the tags that hold the views; their names follow."""
 
 
 def experiment_tags(experiment_id: str) -> dict[str, str]:
@@ -53,9 +56,9 @@ def experiment_tags(experiment_id: str) -> dict[str, str]:
     )
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": _about(experiment_id),
-        f"{_PREFIX}runs": json.dumps(runs),
-        f"{_PREFIX}stages": json.dumps(stages),
+        NOTE: _about(experiment_id),
+        f"{VIEW}runs": json.dumps(runs),
+        f"{VIEW}stages": json.dumps(stages),
     }
 
 

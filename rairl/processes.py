@@ -6,6 +6,9 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+KILLED = "the process was killed; there may not be enough memory for so many jobs"
+"""What to say of a BrokenProcessPool."""
+
 
 def cores() -> int:
     """Cores that this process may use."""

@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rairl.errors import RairlError
 from rairl.params import NonNegativeInt, Params, Section, load_params, parse_params
-from rairl.processes import cores, pool
+from rairl.processes import KILLED, cores, pool
 from rairl.stages import INPUTS, OUTPUTS, STAGES, input_files_digest, producer, run_stage, write_figures
 
 if TYPE_CHECKING:
@@ -386,7 +386,7 @@ def _seconds(task: Task) -> int:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, BrokenProcessPool):
-        return "the process was killed; there may not be enough memory for so many jobs"
+        return KILLED
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -50,9 +50,6 @@ CHAMPION = "champion"
 CANDIDATE = "candidate"
 """Registry alias of the version that was last compared with the champion, whether it won or not."""
 
-NOTE = "mlflow.note.content"
-"""Tag of an experiment or a run that MLflow's page shows, and lets everybody edit, as its description."""
-
 _FLUSH_SECONDS = 10.0
 _RETRY_SECONDS = 60.0  # doubles with each failure: a server that hangs costs its timeout at every attempt
 _BATCH = 1000  # most metrics that one MLflow request takes
@@ -310,7 +307,7 @@ class Run:
         experiment = client.get_experiment_by_name(name)
         self._experiment_id = experiment.experiment_id
         for key, value in dashboard.experiment_tags(self._experiment_id).items():
-            kept = key == NOTE and key in experiment.tags  # somebody's own words
+            kept = key == dashboard.NOTE and key in experiment.tags  # somebody's own words
             if experiment.tags.get(key) != value and not kept:
                 client.set_experiment_tag(self._experiment_id, key, value)
         self.parent_id = self._parent(client)
@@ -343,8 +340,10 @@ class Run:
         data = self._tags["rairl.data"]
         if data != "none":
             client.set_tag(found, "rairl.data", data)
-            if NOTE not in client.get_run(found).data.tags:
-                client.set_tag(found, NOTE, dashboard.run_note(self._params, data, self._tags["rairl.commit"]))
+            if dashboard.NOTE not in client.get_run(found).data.tags:
+                client.set_tag(
+                    found, dashboard.NOTE, dashboard.run_note(self._params, data, self._tags["rairl.commit"])
+                )
         return found
 
     def _close(self, status: str, error: BaseException | None = None) -> None:
@@ -560,7 +559,7 @@ def _crown(
 def views(host: str, root: Path = Path(".")) -> list[str]:
     """Lines that say where the prepared views of each experiment are on a page of MLflow at ``host``."""
     with open_store(root) as client:
-        marked = [item for item in client.search_experiments() if item.tags.get("mlflow.sharedViewState.runs")]
+        marked = [item for item in client.search_experiments() if item.tags.get(f"{dashboard.VIEW}runs")]
         models = [model.name for model in client.search_registered_models()]
     return [
         f"  {item.name}, {what}: {address}"

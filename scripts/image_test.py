@@ -36,8 +36,12 @@ def build(image: str, options: list[str]) -> None:
     start = time.monotonic()
     arguments = ["--build-arg", f"COMMIT={commit.stdout.strip()}", *options]
     subprocess.run(["docker", "build", *arguments, "-t", image, str(ROOT)], check=True)
-    size = int(docker("image", "inspect", "-f", "{{.Size}}", image)) / 1e9
-    print(f"built in {time.monotonic() - start:.0f} s; {size:.2f} GB", flush=True)
+    print(f"built in {time.monotonic() - start:.0f} s; {gigabytes(image):.2f} GB", flush=True)
+
+
+def gigabytes(image: str) -> float:
+    """Size of an image."""
+    return int(docker("image", "inspect", "-f", "{{.Size}}", image)) / 1e9
 
 
 def look(image: str) -> None:
@@ -63,7 +67,7 @@ def build_server(image: str, options: list[str]) -> None:
     assert docker(*run, "--entrypoint", "python", made, "-c", "import boto3, psycopg2; print('fine')") == "fine"
     assert docker(*run, "--entrypoint", "id", made, "-u") == "1000"
     assert "--artifacts-destination" in docker(*run, made, "server", "--help")
-    print(f"the server's image: {int(docker('image', 'inspect', '-f', '{{.Size}}', made)) / 1e9:.2f} GB", flush=True)
+    print(f"the server's image: {gigabytes(made):.2f} GB", flush=True)
 
 
 def free_port() -> int:

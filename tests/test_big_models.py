@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from rairl.errors import RairlError
 from rairl.learn.adversarial import policy_loss, policy_step
 from rairl.learn.discriminator import LearnedReward
-from rairl.learn.learner import Learner
+from rairl.learn.learner import Learner, trained
 from rairl.learn.rollouts import Completion, sample
 from rairl.learn.sft import examples, lm_loss
 from rairl.models.adapters import merged, twin
@@ -166,7 +166,7 @@ def test_a_reward_of_bfloat16_keeps_head_and_features_in_float32(
     reward = LearnedReward(new_reward(half, params.reward, seed=1), demos, params.reward, 0.5, seed=0)
     model = reward.model
     assert dtypes(model.head) == {torch.float32} and model.read(demos[:2]).features.dtype == torch.float32
-    assert {value.dtype for value in model.trained_parameters()} == {torch.float32}
+    assert {value.dtype for value in trained(model)} == {torch.float32}
     before = [one.last for one in model.score(demos)]
     losses = [reward.update([], str(update))["discriminator/loss"] for update in range(4)]
     assert np.isfinite(losses).all() and [one.last for one in model.score(demos)] != before

@@ -140,6 +140,6 @@ def test_what_is_missing_is_named(tiny_policy: Path, miniature: Params, monkeypa
 
 
 def test_several_processes_are_refused(vllm: None, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("rairl.learn.distributed.world", lambda: (0, 2))
     with pytest.raises(RairlError, match="one process"):
         Engine(tiny_policy, 0.4)

@@ -13,6 +13,7 @@ import torch
 from rairl.errors import RairlError
 from rairl.learn.adversarial import Batch
 from rairl.learn.discriminator import LearnedReward
+from rairl.learn.learner import trained
 from rairl.learn.rollouts import Completion
 from rairl.models.base import load_source
 from rairl.models.policy import encode, load_policy, save_policy, token_at
@@ -119,7 +120,7 @@ KINDS = {
 
 def step(model: RewardModel, traces: list[Trace], steps: int = 4, rate: float = 0.1) -> None:
     """Raise the logits of ``traces``, in several steps: a zero head or adapter passes gradients from the next on."""
-    optimizer = torch.optim.Adam(model.trained_parameters(), lr=rate)
+    optimizer = torch.optim.Adam(trained(model), lr=rate)
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
@@ -424,7 +425,7 @@ def test_gradient_checkpointing_changes_no_gradient(
         model.train()
         assert model.adapter is not None and model.adapter.is_gradient_checkpointing is on
         model.logits(model.read(demos[:3])).sum().backward()
-        found.append([value.grad for value in model.trained_parameters()])
+        found.append([value.grad for value in trained(model)])
     assert any(value.abs().max() > 0 for value in found[0][2:])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)

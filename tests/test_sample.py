@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -22,21 +23,34 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rairl.stages.sample.idle_jobs", lambda: 1)
 
 
-@pytest.mark.parametrize("backbone", ["peer", "sft"])
-def test_as_many_candidates_as_ranking_needs_and_no_more(
-    backbone: str, miniature: Params, tiny_policy: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def arguments(tiny_policy: Path, tmp_path: Path) -> dict[str, Path]:
+    """Where the stage reads; one tiny model stands for all."""
+    names = ("base", "sft", "sft_last", "grpo", "policy", "peer")
+    return {"data": tmp_path / "data", **dict.fromkeys(names, tiny_policy)}
+
+
+def prepared(miniature: Params, backbone: str, data: Path) -> Params:
+    """Parameters of a few short samples, with their problems in ``data``."""
     values = miniature.model_dump()
     values["reward"]["backbone"] = backbone
     values["dataset"] |= {"test": 2, "ood": 1}
     values["policy"]["max_new_tokens"] = 8
     params = parse_params(values)
     for name, traces in arithmetic.build(params.dataset, 0).items():
-        write_traces(tmp_path / "data" / f"{name}.jsonl", traces)
-    (tmp_path / "none").mkdir()
-    models = dict.fromkeys(("base", "sft", "sft_last", "grpo", "policy"), tiny_policy)
-    models["peer"] = tiny_policy if backbone == "peer" else tmp_path / "none"
-    figures = sample(params, NullRun(), data=tmp_path / "data", **models, candidates=tmp_path / "out")
+        write_traces(data / f"{name}.jsonl", traces)
+    return params
+
+
+@pytest.mark.parametrize("backbone", ["peer", "sft"])
+def test_as_many_candidates_as_ranking_needs_and_no_more(
+    backbone: str, miniature: Params, arguments: dict[str, Path], tmp_path: Path
+) -> None:
+    params = prepared(miniature, backbone, arguments["data"])
+    if backbone != "peer":
+        arguments["peer"] = tmp_path / "none"
+        arguments["peer"].mkdir()
+    figures = sample(params, NullRun(), **arguments, candidates=tmp_path / "out")
 
     splits = ("test", "ood_wording", *arithmetic.OUT_OF_RANGE)
     policies = {"base", "sft", "sft_last", "grpo", "rairl"} | ({"peer"} if backbone == "peer" else set())
@@ -51,26 +65,33 @@ def test_as_many_candidates_as_ranking_needs_and_no_more(
 
 
 def test_processes_side_by_side_draw_what_one_draws(
-    miniature: Params, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    miniature: Params, arguments: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = miniature.model_dump()
-    values["reward"]["backbone"] = "sft"
-    values["dataset"] |= {"test": 2, "ood": 1}
-    values["policy"]["max_new_tokens"] = 8
-    params = parse_params(values)
-    for name, traces in arithmetic.build(params.dataset, 0).items():
-        write_traces(tmp_path / "data" / f"{name}.jsonl", traces)
-    models = dict.fromkeys(("base", "sft", "sft_last", "grpo", "policy", "peer"), tiny_policy)
+    params = prepared(miniature, "sft", arguments["data"])
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # the order of sums is a matter of threads
     outputs = {}
     for jobs in (1, 2):
         monkeypatch.setattr("rairl.stages.sample.idle_jobs", lambda jobs=jobs: jobs)
         folder = tmp_path / f"out-{jobs}"
-        figures = sample(params, NullRun(), data=tmp_path / "data", **models, candidates=folder)
+        figures = sample(params, NullRun(), **arguments, candidates=folder)
         outputs[jobs] = figures, {path.name: path.read_bytes() for path in folder.iterdir()}
     assert outputs[1] == outputs[2]
     assert list(outputs[1][0]) == list(outputs[2][0])
 
-    (tmp_path / "data" / "test.jsonl").write_text("no JSON\n")
+    (arguments["data"] / "test.jsonl").write_text("no JSON\n")
     with pytest.raises(RairlError, match=r"test\.jsonl"):
-        sample(params, NullRun(), data=tmp_path / "data", **models, candidates=tmp_path / "out-3")
+        sample(params, NullRun(), **arguments, candidates=tmp_path / "out-3")
+
+
+def die(*_: object, **__: object) -> int:
+    """Stand-in for drawing a policy's candidates, in a process that the system kills."""
+    os._exit(9)
+
+
+def test_a_killed_process_is_reported(
+    miniature: Params, arguments: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rairl.stages.sample.idle_jobs", lambda: 2)
+    monkeypatch.setattr("rairl.stages.sample.draw", die)
+    with pytest.raises(RairlError, match=r"the process was killed; .*memory.*OMP_NUM_THREADS"):
+        sample(miniature, NullRun(), **arguments, candidates=tmp_path / "out")

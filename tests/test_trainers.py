@@ -50,17 +50,16 @@ def test_empty_and_odd_completions_have_a_score_and_pictures_have_none(reward: R
         score(prompts=["p"], completions=[[{"role": "assistant", "content": [{"type": "image"}]}]])
 
 
-def test_trl_trains_with_it(reward: RewardModel, tiny_policy: Path, demos: list[Trace], tmp_path: Path) -> None:
-    trl = pytest.importorskip("trl", reason="TRL is an optional extra: pip install 'rairl[trl]'")
+def in_trl(
+    trainer: type, reward: RewardModel, policy: Any, tokenizer: Any, demos: list[Trace], folder: Path, **options: Any
+) -> Any:
+    """A GRPO trainer of TRL's on eight problems, with the reward as its ``reward_funcs``: two steps of four samples."""
+    import trl
     from datasets import Dataset
 
-    policy, tokenizer = load_policy(tiny_policy)
-    before = {name: value.clone() for name, value in policy.named_parameters()}
     config = trl.GRPOConfig(
-        output_dir=str(tmp_path),
+        output_dir=str(folder),
         per_device_train_batch_size=4,
-        num_generations=4,
-        max_completion_length=12,
         max_steps=2,
         learning_rate=0.1,
         use_cpu=True,
@@ -69,13 +68,23 @@ def test_trl_trains_with_it(reward: RewardModel, tiny_policy: Path, demos: list[
         logging_steps=1,
         save_strategy="no",
         seed=0,
+        **options,
     )
-    trainer = trl.GRPOTrainer(
+    return trainer(
         model=policy,
         reward_funcs=reward_function(reward),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": [trace.problem for trace in demos[:8]]}),
         processing_class=tokenizer,
+    )
+
+
+def test_trl_trains_with_it(reward: RewardModel, tiny_policy: Path, demos: list[Trace], tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="TRL is an optional extra: pip install 'rairl[trl]'")
+    policy, tokenizer = load_policy(tiny_policy)
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    trainer = in_trl(
+        trl.GRPOTrainer, reward, policy, tokenizer, demos, tmp_path, num_generations=4, max_completion_length=12
     )
     trainer.train()
     logged = [row for row in trainer.state.log_history if "rewards/rairl_reward/mean" in row]
@@ -89,8 +98,6 @@ def test_trl_trains_on_token_level_advantages(
     reward: RewardModel, tiny_policy: Path, demos: list[Trace], tmp_path: Path
 ) -> None:
     trl = pytest.importorskip("trl", reason="TRL is an optional extra: pip install 'rairl[trl]'")
-    from datasets import Dataset
-
     policy, tokenizer = load_policy(tiny_policy)
     before = {name: value.clone() for name, value in policy.named_parameters()}
     seen: list[dict[str, Any]] = []
@@ -100,28 +107,10 @@ def test_trl_trains_on_token_level_advantages(
             seen.append({name: inputs[name] for name in ("advantages", "completion_ids", "completion_mask")})
             return super()._compute_loss(model, inputs)
 
-    config = trl.GRPOConfig(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=4,
-        num_generations=2,
-        max_completion_length=24,
-        max_steps=2,
-        learning_rate=0.1,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        logging_steps=1,
-        save_strategy="no",
-        seed=0,
-        shuffle_dataset=False,
-    )
-    trainer = token_level(Watched, reward)(
-        model=policy,
-        reward_funcs=reward_function(reward),
-        args=config,
-        train_dataset=Dataset.from_dict({"prompt": [trace.problem for trace in demos[:8]]}),
-        processing_class=tokenizer,
-    )
+    trainer = in_trl(
+        token_level(Watched, reward), reward, policy, tokenizer, demos, tmp_path,
+        num_generations=2, max_completion_length=24, shuffle_dataset=False,
+    )  # fmt: skip
     trainer.train()
     assert len(seen) == 2
     for batch in seen:

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -28,7 +29,7 @@ from rairl.learn import checkpoints
 from rairl.learn.credit import Baseline, group_advantages
 from rairl.learn.distributed import by_first, mine, total
 from rairl.learn.guard import MAX_ROLLBACKS, begun, collapse
-from rairl.learn.learner import Learner, language_learner
+from rairl.learn.learner import Learner, adamw_of, language_learner
 from rairl.learn.rollouts import Completion, sample_together, to_traces
 from rairl.models.policy import SharedPrompts, batches_by_length
 from rairl.params import GuardParams, PolicyParams
@@ -203,8 +204,7 @@ def policy_step(
     batches = [[share[at] for at in batch] for batch in batches_by_length(lengths, params.micro_batch_tokens)]
     learner.zero_grad()
     sums = np.zeros(3)
-    todo = list(learner.lockstep(batches, [0]))
-    for number, (chosen, counts) in enumerate(todo, start=1):
+    for chosen, counts, last in learner.lockstep(batches, [0]):
         items = [completions[index] for index in chosen]
         rows = SharedPrompts.of([item.prompt_ids for item in items], [item.ids for item in items], 0, device)
         values = torch.full(rows.tails.shape, float("nan"))
@@ -219,7 +219,7 @@ def policy_step(
             kl=kl,
             entropy=params.entropy,
         )
-        learner.backward(parts.loss / tokens if counts else parts.loss * 0, last=number == len(todo))
+        learner.backward(parts.loss / tokens if counts else parts.loss * 0, last=last)
         sums += [part.item() * counts for part in parts]
     loss, divergence, entropy = (total(value) / tokens for value in sums)
     norm = learner.step(rate) if np.isfinite(loss) else loss
@@ -278,11 +278,7 @@ class PolicyLoop:
     events: list[dict[str, str | int]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            return [torch.optim.AdamW(trained, lr=self.params.learning_rate, weight_decay=0.0)]
-
-        self.learner = language_learner(self.policy, optimizers)
+        self.learner = language_learner(self.policy, adamw_of(self.params.learning_rate, weight_decay=0.0))
         self.kl_weight = self.params.kl
         self.good: int | None = None
 
@@ -303,8 +299,8 @@ class PolicyLoop:
             RairlError: when a loss is not a number; it names the iteration and the checkpoint that is kept.
         """
         self.resume()
-        self.sync()  # also before the first step: the weights in 4 bits are not quite those in the folder
         if self.good is None:
+            self.sync()  # also before the first step: the weights in 4 bits are not quite those in the folder
             self.save()
         bar = tqdm(desc=desc, unit="it", initial=self.done, total=self.params.iterations)
         while self.done < self.params.iterations:
@@ -377,17 +373,15 @@ class PolicyLoop:
     def rollout(self, prompts: Sequence[Trace], n: int, key: str, tag: str) -> tuple[list[Completion], list[Trace]]:
         """Sample ``n`` completions for each prompt from the current policy."""
         seed = random.Random(f"{self.seed}/{key}/{self.position}").getrandbits(31)
-        problems = [prompt.problem for prompt in prompts]
-        how: dict[str, Any] = {
-            "n": n,
-            "max_new_tokens": self.params.max_new_tokens,
-            "temperature": self.params.temperature,
-            "seed": seed,
-        }
-        if self.engine is None:
-            completions = sample_together(self.policy, self.tokenizer, problems, **how)
-        else:
-            completions = self.engine.sample(self.tokenizer, problems, **how)
+        draw = partial(sample_together, self.policy) if self.engine is None else self.engine.sample
+        completions = draw(
+            self.tokenizer,
+            [prompt.problem for prompt in prompts],
+            n=n,
+            max_new_tokens=self.params.max_new_tokens,
+            temperature=self.params.temperature,
+            seed=seed,
+        )
         meta = {"step": self.done, "seed": seed}
         return completions, to_traces(completions, prompts, self.tokenizer, source="policy", tag=tag, meta=meta)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rairl.errors import RairlError
 from rairl.learn import distributed
@@ -21,7 +20,7 @@ from rairl.learn.alignment import reads_of, spread_reads
 from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
 from rairl.learn.critic import Critic, Policy
 from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
-from rairl.learn.learner import Learner, reward_learner
+from rairl.learn.learner import Learner, adamw_of, reward_learner
 from rairl.learn.lengths import centre_lengths
 from rairl.learn.material import Corruptions, compose, switched
 from rairl.learn.replay import Replay
@@ -85,13 +84,7 @@ class LearnedReward:
     def __post_init__(self) -> None:
         self.replay = Replay(self.params.replay_size)
         self.corruptions = Corruptions(self.seed, self.params.perturbation_depth)
-
-        def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            rate, decay = self.params.learning_rate, self.params.weight_decay
-            return [torch.optim.AdamW(trained, lr=rate, weight_decay=decay)]
-
-        self.learner = reward_learner(self.model, optimizers)
+        self.learner = reward_learner(self.model, adamw_of(self.params.learning_rate, self.params.weight_decay))
         self.critic = Critic(self.model, self.params, self.policy, self.temperature, self._new_memo())
         trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.lagging = LaggingCopy(trained, self.params.ema) if self.params.ema else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rairl.errors import RairlError
+from rairl.learn import distributed
 from rairl.learn.rollouts import Completion
 from rairl.models.adapters import merged
 from rairl.models.policy import render_prompt
@@ -53,7 +54,7 @@ class Engine:
                 "policy.rollouts 'vllm' needs vLLM, which is not installed: install the release made for this torch "
                 f"({torch.__version__}), or use 'transformers'"
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if distributed.world()[1] > 1:
             raise RairlError("policy.rollouts 'vllm' runs in one process; use 'transformers' with several")
         # In this process, where it can be handed tensors; read when vllm is imported.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rairl.errors import RairlError
 from rairl.learn import distributed
+from rairl.models.policy import checkpoint_gradients
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -49,13 +50,18 @@ class Learner:
         """Forget the gradients."""
         self.model.zero_grad(set_to_none=True)
 
-    def lockstep(self, parts: Sequence[T], spare: T) -> Iterator[tuple[T, bool]]:
-        """This process's micro-batches, each with whether it counts.
+    def lockstep(self, parts: Sequence[T], spare: T) -> Iterator[tuple[T, bool, bool]]:
+        """This process's micro-batches, each with whether it counts and whether it is the last one.
 
         Args:
             spare: a micro-batch that stands in, without counting, where sharding asks for as many as others have.
         """
-        yield from ((part, True) for part in parts)
+        count = len(parts) + self._missing(len(parts))
+        for at in range(count):
+            yield parts[at] if at < len(parts) else spare, at < len(parts), at == count - 1
+
+    def _missing(self, count: int) -> int:
+        return 0
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradients of a micro-batch's share of the loss.
@@ -73,7 +79,7 @@ class Learner:
         Args:
             rate: learning rate.
         """
-        weights = _trained(self.model)
+        weights = trained(self.model)
         distributed.sum_gradients(weights)
         norm = float(torch.nn.utils.clip_grad_norm_(weights, MAX_NORM))
         if math.isfinite(norm):
@@ -96,8 +102,14 @@ class Learner:
             optimizer.load_state_dict(state)
 
 
-def _trained(model: nn.Module) -> list[nn.Parameter]:
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that learn."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def adamw_of(rate: float, weight_decay: float) -> Callable[[nn.Module], Optimizers]:
+    """Makes AdamW over what learns of a model."""
+    return lambda model: [torch.optim.AdamW(trained(model), lr=rate, weight_decay=weight_decay)]
 
 
 def language_learner(model: nn.Module, make: Callable[[nn.Module], Optimizers]) -> Learner:
@@ -150,10 +162,9 @@ class _Sharded(Learner):
         super().__init__(model, optimizers)
         self.whole = whole
 
-    def lockstep(self, parts: Sequence[T], spare: T) -> Iterator[tuple[T, bool]]:
-        """As many micro-batches in every process, because each layer's weights come from all of them."""
-        yield from super().lockstep(parts, spare)
-        yield from [(spare, False)] * (max(distributed.gather([len(parts)])) - len(parts))
+    def _missing(self, count: int) -> int:
+        # As many micro-batches in every process, because each layer's weights come from all of them.
+        return max(distributed.gather([count])) - count
 
 
 class Fsdp(_Sharded):
@@ -180,8 +191,8 @@ class Fsdp(_Sharded):
         """Clip by the norm over all shards, step, and gather the new weights."""
         from torch.distributed.tensor import DTensor
 
-        split = [weight for weight in _trained(self.model) if isinstance(weight, DTensor)]
-        rest = [weight for weight in _trained(self.model) if not isinstance(weight, DTensor)]
+        split = [weight for weight in trained(self.model) if isinstance(weight, DTensor)]
+        rest = [weight for weight in trained(self.model) if not isinstance(weight, DTensor)]
         distributed.sum_gradients(rest)
         for weight in rest:
             weight.grad = weight.grad / distributed.world()[1]
@@ -203,7 +214,7 @@ class Fsdp(_Sharded):
 
     def _pairs(self) -> Iterator[tuple[nn.Parameter, Any]]:
         """Every trained parameter of the whole model with its shards; what isn't split is one and the same in both."""
-        for whole, split in zip(_trained(self.whole), _trained(self.model), strict=True):
+        for whole, split in zip(trained(self.whole), trained(self.model), strict=True):
             if whole is not split:
                 yield whole, split
 
@@ -262,7 +273,7 @@ def _fully_shard(body: nn.Module) -> None:
         raise RairlError("FSDP is used in version 2 and without offloading; see configs/accelerate/fsdp.yaml")
     device = next(body.parameters()).device.type
     if plugin.activation_checkpointing:
-        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_gradients(body)
     body.reads_in_one_pass = True
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device, (distributed.world()[1],)),
@@ -331,7 +342,7 @@ class Zero(_Sharded):
     def _publish(self) -> None:
         from deepspeed.runtime.zero import GatheredParameters
 
-        for whole, split in zip(_trained(self.whole), _trained(self.engine.module), strict=True):
+        for whole, split in zip(trained(self.whole), trained(self.engine.module), strict=True):
             with GatheredParameters([split]):
                 whole.copy_(split)
 

@@ -212,10 +212,6 @@ class RewardModel(nn.Module):
         """Where the head lives."""
         return next(self.head.parameters()).device
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Parameters that learn."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
     def learned_state(self) -> dict[str, Tensor]:
         """What a checkpoint needs: the parameters that learn, and the head's buffers (vectors of the spectral norm)."""
         names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rairl.errors import RairlError
 from rairl.evaluate.candidates import TRANSFERRED, candidates_path, first_questions, temperature_label
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.params import Params
-from rairl.processes import idle_jobs, pool
+from rairl.processes import KILLED, idle_jobs, pool
 from rairl.stats import Estimate, exact
 from rairl.traces import Trace, read_traces, write_traces
 
@@ -75,7 +77,10 @@ def _draw_all(params: Params, models: dict[str, Path], shared: dict[str, Path]) 
         longest_first = sorted(models, key=lambda name: name not in RANKED)
         drawn = {workers.submit(draw, params, name, model=models[name], **shared): name for name in longest_first}
         bar = tqdm(as_completed(drawn), total=len(drawn), desc="sample", unit="policy")
-        return {drawn[done]: done.result() for done in bar}
+        try:
+            return {drawn[done]: done.result() for done in bar}
+        except BrokenProcessPool as error:
+            raise RairlError(f"{KILLED} ({jobs}); a higher OMP_NUM_THREADS starts fewer") from error
 
 
 def sources(params: Params) -> dict[str, str]:
