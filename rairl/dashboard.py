@@ -125,8 +125,11 @@ def addresses(host: str, experiment_id: str) -> dict[str, str]:
 
 
 def run_note(params: Params, data: str, commit: str) -> str:
-    """The description of a pipeline's run, which the table shows as plain text: what learned from what."""
-    return f"data {data}, commit {short(commit)}; {params.dataset.name}; {policy(params)}; reward on {body(params)}"
+    """The description of a pipeline's run, of which the table shows the first 50 characters as plain text.
+
+    What learned from what comes first: digests have columns of their own.
+    """
+    return f"{params.dataset.name}; {policy(params)}; reward on {body(params)}; data {data}, commit {short(commit)}"
 
 
 def version_note(
