@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from rairl.answers import extract_answer
 from rairl.datasets import question_key
 from rairl.datasets.files import expert
 from rairl.errors import RairlError
+from rairl.params import load_params, parse_params
 from rairl.segment import guess
 from rairl.traces import Trace, read_traces, write_traces
 
@@ -270,10 +274,29 @@ def split(found: Findings, folder: Path, *, seed: int = 0) -> dict[str, int]:
     return {name: len(traces) for name, traces in files.items()}
 
 
-def section(found: Findings, demos: Path, folder: Path | None) -> str:
-    """The part of a parameter file that this data needs, as YAML."""
-    place = folder or demos.parent
+def section(found: Findings, demos: Path, folder: Path | None) -> dict[str, dict[str, Any]]:
+    """The sections of a parameter file that this data needs, as far as it needs them.
+
+    Args:
+        folder: of the other three files; by default that of ``demos``.
+    """
     names = {"demos": demos if folder is None else folder / "demos.jsonl"}
-    names |= {name: place / f"{name}.jsonl" for name in ("prompts", "dev", "test")}
-    lines = ["dataset:", "  name: file", *(f"  {name}: {json.dumps(str(path))}" for name, path in names.items())]
-    return "\n".join([*lines, "policy:", f"  max_new_tokens: {found.new_tokens}"])
+    names |= {name: (folder or demos.parent) / f"{name}.jsonl" for name in ("prompts", "dev", "test")}
+    files = {name: str(path) for name, path in names.items()}
+    return {"dataset": {"name": "file", **files}, "policy": {"max_new_tokens": found.new_tokens}}
+
+
+def complete(below: Path, needed: dict[str, dict[str, Any]]) -> str:
+    """A parameter file for this data: that of ``below`` with another dataset and the room its solutions need.
+
+    Args:
+        needed: as :func:`section` gives it.
+
+    Raises:
+        RairlError: for a file ``below`` that is no parameter file, or goes with no data of your own.
+    """
+    load_params(below)
+    values = yaml.safe_load(below.read_text(encoding="utf-8"))
+    values |= {"dataset": needed["dataset"], "policy": values["policy"] | needed["policy"]}
+    parse_params(values, source=f"{below} with your data")
+    return yaml.safe_dump(values, sort_keys=False)

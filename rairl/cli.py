@@ -232,13 +232,19 @@ def check(
     file: Annotated[Path, typer.Argument(help="demonstrations as JSON lines", metavar="DEMOS.jsonl")],
     base: Annotated[Path | None, typer.Option(help="folder of the base model, to count in its tokens")] = None,
     split: Annotated[Path | None, typer.Option(help="divide the usable rows into demos, prompts, dev and test")] = None,
+    params: PARAMS = Path("params.yaml"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="write them into a copy of --params, ready for a run")
+    ] = None,
 ) -> None:
     """Explain what your demonstrations are like and what is wrong with them; print the parameters they need.
 
     Ends with 1 if a line would stop `prepare`. See docs/own-demonstrations.md.
     """
+    import yaml
+
     from rairl.check import check as look
-    from rairl.check import section
+    from rairl.check import complete, section
     from rairl.check import split as divide
 
     found = look(file, base)
@@ -252,8 +258,12 @@ def check(
         if split is not None:
             counts = divide(found, split)
             print(f"wrote {split}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+        needed = section(found, file, split)
         missing = "" if split is not None else " (--split FOLDER makes the other three files of this one)"
-        print(f"put this into a copy of params.yaml{missing}:", section(found, file, split), sep="\n")
+        if output is None:
+            print(f"put this into a copy of params.yaml{missing}:", yaml.safe_dump(needed, sort_keys=False), sep="\n")
+        else:
+            _write_text(output, complete(params, needed))
     if found.refused:
         raise typer.Exit(1)
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import in_environment, make_clone
 from typer.testing import CliRunner, Result
 
 from rairl.check import Findings, check, section, split
 from rairl.cli import app
 from rairl.errors import RairlError
-from rairl.params import Params, parse_params
+from rairl.params import Params, load_params, parse_params
 from rairl.stages.prepare import prepare
 from rairl.traces import read_traces
 from rairl.tracking import NullRun
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "gsm8k.jsonl"
+MINIATURE = ROOT / "tests" / "miniature.yaml"
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:
@@ -137,6 +141,35 @@ def test_the_example_from_the_file_to_prepared_data(tmp_path: Path, miniature: P
     assert len(read_traces(tmp_path / "data" / "demos.jsonl")) == 48
     longest = max(len(trace.text) for trace in read_traces(tmp_path / "data" / "demos.jsonl"))
     assert printed["policy"]["max_new_tokens"] > longest / 4
+    mine = tmp_path / "mine.yaml"
+    written = ask(clean, "--split", tmp_path / "mine", "--params", MINIATURE, "-o", mine)
+    assert written.exit_code == 0, written.output
+    assert load_params(mine) == parse_params(values)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_example_from_the_file_to_a_served_reward(tmp_path: Path) -> None:
+    """The commands of docs/own-demonstrations.md, in their order."""
+    page = (ROOT / "docs" / "own-demonstrations.md").read_text()
+    shown = page[page.index("## From a file to a served reward") :].split("```")[1].replace("\\\n", " ")
+    commands = [line.removeprefix("$ ") for line in shown.splitlines() if line.startswith("$ ")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ready = f"trap 'kill $!' EXIT\nuntil curl -sf localhost:{port}/health; do kill -0 $!; sleep 1; done"
+    script = "\n".join(["set -e", *commands]).replace(" &\n", f" &\n{ready}\n").replace("8080", port)
+    clone = make_clone(tmp_path / "clone")
+    done = subprocess.run(["bash", "-c", script], cwd=clone, env=in_environment(clone), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    verdicts = json.loads(done.stdout.splitlines()[-1].removeprefix('{"status":"ok"}'))["predictions"]
+    assert [verdict.keys() for verdict in verdicts] == [{"step_scores", "score", "first_error", "rank"}]
+
+
+def test_a_whole_file_of_parameters_needs_a_valid_one_to_start_from(tmp_path: Path) -> None:
+    done = ask(EXAMPLE, "--params", tmp_path / "none.yaml", "-o", tmp_path / "mine.yaml")
+    assert done.exit_code == 1 and "none.yaml does not exist" in str(done.exception)
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 def test_a_file_that_prepare_would_refuse_ends_with_1(tmp_path: Path) -> None:
@@ -168,7 +201,7 @@ def test_a_split_keeps_the_solutions_of_a_problem_together(look: Any, tmp_path: 
 
 
 def test_the_section_names_the_files_that_are_still_to_come() -> None:
-    values = yaml.safe_load(section(Findings(new_tokens=7), Path("a b/demos.jsonl"), None))
+    values = section(Findings(new_tokens=7), Path("a b/demos.jsonl"), None)
     assert values["dataset"] == {
         "name": "file", "demos": "a b/demos.jsonl", "prompts": "a b/prompts.jsonl", "dev": "a b/dev.jsonl",
         "test": "a b/test.jsonl",
