@@ -112,8 +112,8 @@ class Needs(NamedTuple):
 def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
     """Parameters, memory, tokens and hours of the rairl stage on ``gpus`` GPUs.
 
-    Without adapters all weights learn: they, their gradients and Adam's state are counted at 16 bytes a weight, and the
-    KL reference, in float32 as well, at 4.
+    What learns is counted at 16 bytes a weight, for it, its gradient and Adam's two, or at 10 with those in 8 bits;
+    without adapters that is all weights, and the KL reference, in float32 as well, is 4 bytes a weight.
     """
     plan = plan_of(params)
     parts = memory(plan, gpus)
@@ -140,7 +140,10 @@ def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
         parts["policy"] = 4.0 * plan.policy.parameters
     if params.reward.train == "full" or params.reward.backbone == "shared":
         parts["reward"] = 0.0
-    parts["adapters, gradients, Adam"] = 16.0 * sum(trained.values())
+    bytes_of = {"adamw": 16.0, "paged_adamw_8bit": 10.0}
+    parts["adapters, gradients, Adam"] = (
+        bytes_of[params.policy.optimizer] * trained["policy"] + bytes_of[params.reward.optimizer] * trained["reward"]
+    )
     passing = ("generate", "update policy", "update reward")
     kept = sum(value for name, value in parts.items() if name not in (*passing, "peak"))
     largest = max(passing, key=lambda name: parts[name])
@@ -265,8 +268,10 @@ def _disk(params: Params, folder: Path) -> Finding:
 
 
 def _versions(params: Params) -> Iterator[Finding]:
-    if params.policy.load_in_4bit or params.reward.load_in_4bit:
-        yield _installed("bitsandbytes", "pip install 'rairl[quantised]', or set load_in_4bit to false")
+    parts = (params.policy, params.reward)
+    if any(part.load_in_4bit or part.optimizer == "paged_adamw_8bit" for part in parts):
+        remedy = "pip install 'rairl[quantised]', or set load_in_4bit to false and optimizer to adamw"
+        yield _installed("bitsandbytes", remedy)
     if params.policy.rollouts == "vllm":
         yield _installed("vllm", "install the release made for this torch, or set policy.rollouts to transformers")
     for name in ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow", "math-verify"):

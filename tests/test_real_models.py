@@ -119,7 +119,8 @@ SMALL = """
     policy.warmup_iterations=1 policy.prompts_per_iteration=2 policy.group_size=2 policy.max_new_tokens=24
     policy.gradient_checkpointing=true policy.learning_rate=1e-3 reward.learning_rate=1e-3 reward.learning_rate_warmup=0
     reward.warmup_updates=2 reward.updates_per_iteration=1 reward.demos_per_update=4 reward.replay_size=40
-    reward.register_every=2 sample.n=2 sample.extra_n=1 rerank.n=2 report.bootstrap=100
+    reward.register_every=2 policy.optimizer=adamw reward.optimizer=adamw sample.n=2 sample.extra_n=1
+    rerank.n=2 report.bootstrap=100
 """.split()
 
 
