@@ -55,6 +55,21 @@ def tuned(params: Params, **sections: dict[str, object]) -> Params:
     return parse_params({**values, **{name: {**values[name], **changes} for name, changes in sections.items()}})
 
 
+def spied_rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """The rates of all optimiser steps from now on, by the kind of model."""
+    from rairl.learn.learner import Learner
+
+    seen: dict[str, list[float]] = defaultdict(list)
+    step = Learner.step
+
+    def noted(self: Learner, rate: float) -> float:
+        seen[type(self.model).__name__].append(rate)
+        return step(self, rate)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    return seen
+
+
 @pytest.fixture(scope="session")
 def first_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A tracking store made by a stage in a fresh project (it takes MLflow seconds), and what the console showed."""

@@ -116,13 +116,13 @@ def adamw_of(params: PolicyParams | RewardParams) -> Callable[[nn.Module], Optim
     """
     kind: Any = torch.optim.AdamW
     if params.optimizer == "paged_adamw_8bit":
+        if distributed.sharding() is not None:
+            raise RairlError("optimizer 'paged_adamw_8bit' can't be sharded: use 'adamw', or no FSDP and no DeepSpeed")
         if find_spec("bitsandbytes") is None:
             raise RairlError(
                 "optimizer 'paged_adamw_8bit' needs bitsandbytes, which is not installed: "
                 "pip install 'rairl[quantised]', or use 'adamw'"
             )
-        if distributed.sharding() is not None:
-            raise RairlError("optimizer 'paged_adamw_8bit' can't be sharded: use 'adamw', or no FSDP and no DeepSpeed")
         from bitsandbytes.optim import PagedAdamW8bit
 
         kind = PagedAdamW8bit
