@@ -12,6 +12,7 @@ from rairl import presets
 from rairl.errors import RairlError
 from rairl.learn.learner import MAX_NORM
 from rairl.params import Params, load_params, parse_params
+from rairl.preflight import GPUS, needs
 
 MODELS = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
@@ -89,6 +90,21 @@ def test_version_1_has_the_published_values(model: str, body: str, rate: float) 
     assert reward.backbone.split("-")[-2].lower() in body and params.sample.temperatures[0] == 1.0
 
 
+@pytest.mark.parametrize("method", presets.names("method"))
+def test_every_combination_composes_and_can_be_planned_without_the_hub(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", asked)
+    bodies = ["", *presets.names("reward")] if method == "v1" else [""]
+    for dataset, model, body in product(presets.names("dataset"), MODELS, bodies):
+        words = [f"dataset={dataset}", f"model={model}", f"method={method}", *([f"reward={body}"] if body else [])]
+        lines, _ = needs(composed(*words), GPUS["h100"], 1)
+        assert any(line.startswith("hours of the rairl stage") for line in lines), words
+
+
 def test_the_published_splits() -> None:
     mmlu = composed("dataset=mmlu_pro", "model=qwen3-4b", "method=sparse").dataset
     med = composed("dataset=medreason", "model=qwen3-4b", "method=sparse").dataset
@@ -103,6 +119,7 @@ def test_a_later_word_wins_and_mistakes_are_named() -> None:
     for wrong, message in (
         (("dataset=gsm8k", "method=interval"), "name model="),
         ((*words, "model=gpt"), "model=gpt is unknown; one of llama-3.1-8b"),
+        ((*words, "model=qwen3"), r"model=qwen3 is unknown; did you mean qwen3-4b\? one of"),
         ((*words, "policy.kl"), "'policy.kl' is not of the form key=value"),
         ((*words, "policy.kll=1"), "unknown key 'policy.kll'"),
     ):

@@ -159,7 +159,7 @@ def test_training_with_a_reward_of_another_family(tmp_path: Path, monkeypatch: p
     rates = spied_rates(monkeypatch)
     run_stage("rairl", params, root=tmp_path)
     checked(tmp_path, params)
-    # The preset's cosines, over 2 iterations (the first of them warm-up) and over 2 updates of warm-up and 2 later ones.
+    # The preset's cosines, over 2 iterations (the first of them warm-up) and over the reward's 2 + 2 updates.
     fractions = {"Qwen3ForCausalLM": [0, 1 / 2], "RewardModel": [1 / 5, 2 / 5, 3 / 5, 4 / 5]}
     assert rates == {
         name: pytest.approx([1e-3 * 0.5 * (1 + math.cos(math.pi * part)) for part in parts])
