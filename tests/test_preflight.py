@@ -168,6 +168,27 @@ def test_the_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert any(finding.text.startswith("disk:") and "needed" in finding.text for finding in found)
 
 
+def test_a_run_asks_first_for_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    from typer.testing import CliRunner
+
+    from rairl.cli import app
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    file = tmp_path / "params.yaml"
+    monkeypatch.setattr(preflight, "version", absent)
+    for key, name in (("policy.optimizer=paged_adamw_8bit", "bitsandbytes"), ("policy.rollouts=vllm", "vllm")):
+        params = cell(tmp_path, QWEN3_4B, "policy.optimizer=adamw", "reward.optimizer=adamw", key)
+        file.write_text(yaml.safe_dump(params.model_dump()))
+        done = CliRunner().invoke(app, ["run", "--params", str(file), "--dir", str(tmp_path / "out")])
+        assert isinstance(done.exception, RairlError)
+        assert f"{name}: not installed, which these parameters need: " in str(done.exception)
+        assert not (tmp_path / "out").exists()
+
+
 def test_the_doctor_is_content_with_the_default(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = list(doctor(load_params(root / "params.yaml"), tmp_path))
