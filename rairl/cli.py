@@ -180,7 +180,7 @@ def params(
     elif preset not in names:
         from rairl.presets import unknown
 
-        raise unknown("preset ", preset, names)
+        raise unknown(f"preset {preset!r}", preset, names)
     else:
         print((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), end="")
 

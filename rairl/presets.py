@@ -69,7 +69,7 @@ def _value(text: str) -> Any:
 
 def _read(axis: str, name: str) -> dict[str, Any]:
     if name not in names(axis):
-        raise unknown(f"{axis}=", name, names(axis))
+        raise unknown(f"{axis}={name}", name, names(axis))
     values = yaml.safe_load((FOLDER / axis / f"{name}.yaml").read_text(encoding="utf-8"))
     below = values.pop("extends", None)
     return values if below is None else merged(_read(axis, below), values)
@@ -79,7 +79,7 @@ def unknown(what: str, name: str, known: Sequence[str]) -> RairlError:
     """The error of a name that no preset has, with the nearest one that is there."""
     near = get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
-    return RairlError(f"{what}{name} is unknown; {meant}one of {', '.join(known)}")
+    return RairlError(f"{what} is unknown; {meant}one of {', '.join(known)}")
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
