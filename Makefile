@@ -80,6 +80,7 @@ paper: setup ## run a published cell (CELL=gsm8k/qwen3-4b/interval, SET="key=val
 	@test -f runs/paper/$(CELL)/params.yaml || rairl params dataset=$(word 1,$(cell)) model=$(word 2,$(cell)) method=$(word 3,$(cell)) $(SET) \
 		--pin --output runs/paper/$(CELL)/params.yaml
 	@rairl plan --params runs/paper/$(CELL)/params.yaml
+	@rairl doctor --params runs/paper/$(CELL)/params.yaml --dir runs/paper/$(CELL)
 	@rairl run --params runs/paper/$(CELL)/params.yaml --dir runs/paper/$(CELL)
 	@rairl paper $(CELL) --dir runs/paper/$(CELL)
 

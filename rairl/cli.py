@@ -103,7 +103,13 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="run every stage again")] = False,
 ) -> None:
     """Run all stages in order without DVC; the same command again resumes an interrupted run."""
-    run_all(load_params(params), root=folder, fresh=fresh, announce=_say)
+    from rairl.preflight import extras
+
+    loaded = load_params(params)
+    for found in extras(loaded):
+        if not found.good:
+            raise RairlError(f"{found.text}, which these parameters need: {found.remedy}")
+    run_all(loaded, root=folder, fresh=fresh, announce=_say)
     _say(f"report: {folder / 'report' / 'report.html'}")
 
 
@@ -163,14 +169,18 @@ def params(
         digest = load_params(check).digest()
         _say(f"{check} is valid (digest {digest})")
     elif preset is None:
-        from rairl.presets import AXES
+        from rairl.presets import AXES, OPTIONAL
         from rairl.presets import names as choices
 
+        _say("whole files, printed by `rairl params --preset NAME`:")
         print("\n".join(names))
-        for axis in AXES:
-            _say(f"{axis}: {', '.join(choices(axis))}")
+        _say("parts that compose, as in `rairl params dataset=gsm8k model=qwen3-4b method=interval`:")
+        for axis in sorted(AXES):
+            _say(f"{axis}: {', '.join(choices(axis))}{' (may be left out)' * (axis in OPTIONAL)}")
     elif preset not in names:
-        raise RairlError(f"preset {preset!r} is unknown; the presets are {', '.join(names) or 'none'}")
+        from rairl.presets import unknown
+
+        raise unknown(f"preset {preset!r}", preset, names)
     else:
         print((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"), end="")
 

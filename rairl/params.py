@@ -22,6 +22,21 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16"]
+Schedule = Annotated[
+    Literal["constant", "cosine"],
+    Field(
+        description="of the learning rate after its warm-up: it stays, or falls to nothing as half a cosine over all "
+        "updates"
+    ),
+]
+Optimizer = Annotated[
+    Literal["adamw", "paged_adamw_8bit"],
+    Field(
+        description="'paged_adamw_8bit', by bitsandbytes: AdamW's state in 8 bits, on a GPU in memory that can move to "
+        "the host"
+    ),
+]
+Beta2 = Annotated[float, Field(gt=0, lt=1, description="AdamW's second beta; the first is 0.9")]
 
 
 class Section(BaseModel):
@@ -207,9 +222,13 @@ class PolicyParams(Section):
     max_new_tokens: PositiveInt
     temperature: PositiveFloat
     learning_rate: PositiveFloat
+    learning_rate_schedule: Schedule = "constant"
     warmup_iterations: NonNegativeInt = Field(
         description="learning rate rises linearly; a fresh Adam takes full-size steps"
     )
+    optimizer: Optimizer = "adamw"
+    adam_beta2: Beta2 = 0.999
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards policy.start")
     kl_target: PositiveFloat | None = Field(
         default=None, description="nats per token that the KL weight adapts to hold; null keeps it fixed"
@@ -276,6 +295,8 @@ class RewardParams(Section):
     gradient_penalty: Annotated[float, Field(ge=0)] = Field(description="weight of (|gradient of the head| - 1)^2")
     spectral_norm: bool = Field(description="keep every linear map of the head 1-Lipschitz")
     dropout: Fraction = Field(description="in front of the head's last linear map")
+    optimizer: Optimizer = "adamw"
+    adam_beta2: Beta2 = 0.999
     weight_decay: Annotated[float, Field(ge=0)]
     credit: Literal["mean", "last", "return", "difference", "min"] = Field(
         description="'mean' (as published) or 'last' read as one advantage for all tokens; per step: discounted "
@@ -291,6 +312,7 @@ class RewardParams(Section):
     )
     ema: Fraction = Field(description="decay of the lagging copy that scores; 0 scores with the weights themselves")
     learning_rate: PositiveFloat
+    learning_rate_schedule: Schedule = "constant"
     learning_rate_warmup: NonNegativeInt = Field(description="updates over which the learning rate rises linearly")
     warmup_updates: NonNegativeInt = Field(description="reward updates before the policy starts to move")
     warmup_rollouts: PositiveInt = Field(
@@ -409,6 +431,11 @@ def contradictions(reward: RewardParams) -> Iterator[str]:
         yield "reward.gradient_checkpointing acts on a body that learns; reward.train 'head' keeps nothing anyway"
     if reward.load_in_4bit and reward.train == "full":
         yield "reward.load_in_4bit holds weights that can't learn: use reward.train 'lora' or 'head'"
+    if reward.accuracy_band is not None and reward.learning_rate_schedule == "cosine":
+        yield (
+            "reward.learning_rate_schedule 'cosine' needs the number of updates beforehand, which reward.accuracy_band "
+            "changes: use 'constant' or accuracy_band null"
+        )
     if reward.accuracy_band is not None and reward.accuracy_band[0] >= reward.accuracy_band[1]:
         yield "reward.accuracy_band needs its lower bound first"
 

@@ -24,6 +24,17 @@ GPUS = {
     "rtx 4090": Gpu(memory=24 * GB, operations=165e12, bandwidth=1.01e12),
 }
 """By name: the makers' memory, bfloat16 rate and bandwidth; the shares reached are assumptions, see :class:`Gpu`."""
+SIZES = {
+    "Qwen/Qwen2.5-0.5B-Instruct": Architecture(896, 4864, 24, 14, 2, 151936, tied=True, biases=True),
+    "Qwen/Qwen2.5-1.5B-Instruct": Architecture(1536, 8960, 28, 12, 2, 151936, tied=True, biases=True),
+    "Qwen/Qwen2.5-3B-Instruct": Architecture(2048, 11008, 36, 16, 2, 151936, tied=True, biases=True),
+    "Qwen/Qwen2.5-7B-Instruct": Architecture(3584, 18944, 28, 28, 4, 152064, biases=True),
+    "Qwen/Qwen3-4B-Instruct-2507": Architecture(2560, 9728, 36, 32, 8, 151936, tied=True, head=128, head_norms=True),
+    "meta-llama/Llama-3.2-1B-Instruct": Architecture(2048, 8192, 16, 32, 8, 128256, tied=True),
+    "meta-llama/Llama-3.2-3B-Instruct": Architecture(3072, 8192, 28, 24, 8, 128256, tied=True),
+    "meta-llama/Llama-3.1-8B-Instruct": Architecture(4096, 14336, 32, 32, 8, 128256),
+}
+"""Of the presets' models, so that a published cell is planned without the hub, where two families ask for a licence."""
 USABLE = 0.95
 """Share of a GPU's memory to plan with; the rest is the driver's and lost between blocks."""
 TOKENS_PER_WORD = 4 / 3
@@ -54,6 +65,15 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
+def sizes_of(source: str, revision: str | None) -> Architecture:
+    """The sizes of a folder's or of a hub model, which is not asked for those in :data:`SIZES`.
+
+    Raises:
+        RairlError: when they can't be read.
+    """
+    return SIZES[source] if source in SIZES else architecture(read_config(source, revision))
+
+
 def read_config(source: str, revision: str | None) -> dict[str, Any]:
     """``config.json`` of a folder, or of a hub model (a few kilobytes).
 
@@ -68,8 +88,8 @@ def read_config(source: str, revision: str | None) -> dict[str, Any]:
             path = Path(hf_hub_download(source, "config.json", revision=revision))
         except Exception as error:  # the hub client raises a dozen unrelated types
             raise RairlError(
-                f"{source}: no folder with a config.json, and the hub does not give it ({type(error).__name__}); see "
-                "`rairl doctor`"
+                f"{source}: no folder with a config.json, and the hub does not give it ({type(error).__name__}); check "
+                "network and access (`rairl doctor`), or name a folder instead: to plan, its config.json is enough"
             ) from error
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -82,9 +102,9 @@ def plan_of(params: Params) -> Plan:
             base.hidden_size, base.hidden_size * 5 // 2, base.layers, base.heads, base.heads, base.vocab_size, tied=True
         )
     else:
-        sizes = architecture(read_config(base.source, base.revision))
+        sizes = sizes_of(base.source, base.revision)
     own = reward.backbone in ("base", "sft", "peer", "shared")
-    body = sizes if own else architecture(read_config(reward.backbone, reward.revision))
+    body = sizes if own else sizes_of(reward.backbone, reward.revision)
     words = params.dataset.max_problem_words if isinstance(params.dataset, RealText) else None
     return Plan(
         policy=sizes,
@@ -112,8 +132,8 @@ class Needs(NamedTuple):
 def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
     """Parameters, memory, tokens and hours of the rairl stage on ``gpus`` GPUs.
 
-    Without adapters all weights learn: they, their gradients and Adam's state are counted at 16 bytes a weight, and the
-    KL reference, in float32 as well, at 4.
+    What learns is counted at 16 bytes a weight, for it, its gradient and Adam's two, or at 10 with those in 8 bits;
+    without adapters that is all weights, and the KL reference, in float32 as well, is 4 bytes a weight.
     """
     plan = plan_of(params)
     parts = memory(plan, gpus)
@@ -140,7 +160,10 @@ def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
         parts["policy"] = 4.0 * plan.policy.parameters
     if params.reward.train == "full" or params.reward.backbone == "shared":
         parts["reward"] = 0.0
-    parts["adapters, gradients, Adam"] = 16.0 * sum(trained.values())
+    bytes_of = {"adamw": 16.0, "paged_adamw_8bit": 10.0}
+    parts["adapters, gradients, Adam"] = (
+        bytes_of[params.policy.optimizer] * trained["policy"] + bytes_of[params.reward.optimizer] * trained["reward"]
+    )
     passing = ("generate", "update policy", "update reward")
     kept = sum(value for name, value in parts.items() if name not in (*passing, "peak"))
     largest = max(passing, key=lambda name: parts[name])
@@ -264,11 +287,18 @@ def _disk(params: Params, folder: Path) -> Finding:
     return Finding(free >= wanted, text, "free some, run in another folder, or raise reward.register_every")
 
 
-def _versions(params: Params) -> Iterator[Finding]:
-    if params.policy.load_in_4bit or params.reward.load_in_4bit:
-        yield _installed("bitsandbytes", "pip install 'rairl[quantised]', or set load_in_4bit to false")
+def extras(params: Params) -> Iterator[Finding]:
+    """What a run of ``params`` needs beside rairl's own dependencies."""
+    parts = (params.policy, params.reward)
+    if any(part.load_in_4bit or part.optimizer == "paged_adamw_8bit" for part in parts):
+        remedy = "pip install 'rairl[quantised]', or set load_in_4bit to false and optimizer to adamw"
+        yield _installed("bitsandbytes", remedy)
     if params.policy.rollouts == "vllm":
         yield _installed("vllm", "install the release made for this torch, or set policy.rollouts to transformers")
+
+
+def _versions(params: Params) -> Iterator[Finding]:
+    yield from extras(params)
     for name in ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow", "math-verify"):
         yield _installed(name, "run `make setup`, or pip install -r requirements.lock")
 

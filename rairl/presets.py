@@ -6,6 +6,7 @@ Each file holds some sections, or some keys of them; a later one wins. A method 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,17 @@ def _value(text: str) -> Any:
 
 def _read(axis: str, name: str) -> dict[str, Any]:
     if name not in names(axis):
-        raise RairlError(f"{axis}={name} is unknown; one of {', '.join(names(axis))}")
+        raise unknown(f"{axis}={name}", name, names(axis))
     values = yaml.safe_load((FOLDER / axis / f"{name}.yaml").read_text(encoding="utf-8"))
     below = values.pop("extends", None)
     return values if below is None else merged(_read(axis, below), values)
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> RairlError:
+    """The error of a name that no preset has, with the nearest one that is there."""
+    near = get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return RairlError(f"{what} is unknown; {meant}one of {', '.join(known)}")
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def tuned(params: Params, **sections: dict[str, object]) -> Params:
     """The parameters with some keys of some sections changed."""
     values = params.model_dump()
     return parse_params({**values, **{name: {**values[name], **changes} for name, changes in sections.items()}})
+
+
+def spied_rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """The rates of all optimiser steps from now on, by the kind of model."""
+    from rairl.learn.learner import Learner
+
+    seen: dict[str, list[float]] = defaultdict(list)
+    step = Learner.step
+
+    def noted(self: Learner, rate: float) -> float:
+        seen[type(self.model).__name__].append(rate)
+        return step(self, rate)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    return seen
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,9 @@ def test_a_users_mistake_ends_with_a_message_and_code_2(tmp_path: Path) -> None:
 
 
 def test_presets_are_listed_printed_and_valid(tmp_path: Path) -> None:
-    names = rairl("params").stdout.split()
+    listed = rairl("params", check=True)
+    assert "dataset: gsm8k, medreason, mmlu_pro" in listed.stderr and "may be left out" in listed.stderr
+    names = listed.stdout.split()
     assert names == sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
     for name in names:
         done = rairl("params", "--preset", name, check=True)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from rairl import preflight
 from rairl.errors import RairlError
 from rairl.params import Params, load_params, parse_params
-from rairl.preflight import GPUS, architecture, doctor, find_gpu, needs
-from rairl.presets import compose, merged
+from rairl.preflight import GPUS, SIZES, architecture, doctor, find_gpu, needs
+from rairl.presets import FOLDER, compose, merged
 
 QWEN25_7B = {
     "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
@@ -29,6 +30,26 @@ def test_sizes_are_the_published_ones() -> None:
     assert architecture(QWEN3_4B).parameters == 4_022_468_096
     with pytest.raises(RairlError, match="not for 'gpt2'"):
         architecture({"model_type": "gpt2"})
+
+
+def test_the_presets_models_have_their_published_sizes() -> None:
+    published = {
+        "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+        "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+        "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
+        "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+        "Qwen/Qwen3-4B-Instruct-2507": 4_022_468_096,
+        "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+        "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+        "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    }
+    assert {name: sizes.parameters for name, sizes in SIZES.items()} == published
+    named = {
+        yaml.safe_load(file.read_text())[section][key]
+        for axis, section, key in (("model", "base", "source"), ("reward", "reward", "backbone"))
+        for file in (FOLDER / axis).glob("*.yaml")
+    }
+    assert named == set(SIZES)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
@@ -91,6 +112,9 @@ def test_what_makes_weights_and_updates_smaller_is_counted(tmp_path: Path) -> No
     two = gigabytes(cell(tmp_path, LLAMA_8B, "reward.backbone=base"))
     assert two["reward"] == 16.1 and two["peak"] == pytest.approx(usual["peak"] + 16.1, abs=0.1)
     assert gigabytes(cell(tmp_path, LLAMA_8B, "policy.rollouts=vllm"))["vLLM"] == 32.0
+    plain = gigabytes(cell(tmp_path, LLAMA_8B, "policy.optimizer=adamw", "reward.optimizer=adamw"))
+    adam = "adapters, gradients, Adam"
+    assert (usual[adam], plain[adam]) == (13.4, 21.5)  # of 1.34 billion adapter weights 10 bytes, and 16
     less = gigabytes(cell(tmp_path, LLAMA_8B, "policy.gradient_checkpointing=true"))
     assert less["update policy"] < usual["update policy"] / 3
 
@@ -121,7 +145,7 @@ def test_a_source_without_configuration_is_named(tmp_path: Path, monkeypatch: py
         raise OSError("offline")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(RairlError, match=r"some/model: no folder .*rairl doctor"):
+    with pytest.raises(RairlError, match=r"some/model: no folder .*rairl doctor.*its config\.json is enough"):
         preflight.read_config("some/model", None)
 
 
@@ -142,6 +166,27 @@ def test_the_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {"GPU", "hub", "MLflow"} <= bad
     assert all(finding.remedy for finding in found if not finding.good)
     assert any(finding.text.startswith("disk:") and "needed" in finding.text for finding in found)
+
+
+def test_a_run_asks_first_for_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    from typer.testing import CliRunner
+
+    from rairl.cli import app
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    file = tmp_path / "params.yaml"
+    monkeypatch.setattr(preflight, "version", absent)
+    for key, name in (("policy.optimizer=paged_adamw_8bit", "bitsandbytes"), ("policy.rollouts=vllm", "vllm")):
+        params = cell(tmp_path, QWEN3_4B, "policy.optimizer=adamw", "reward.optimizer=adamw", key)
+        file.write_text(yaml.safe_dump(params.model_dump()))
+        done = CliRunner().invoke(app, ["run", "--params", str(file), "--dir", str(tmp_path / "out")])
+        assert isinstance(done.exception, RairlError)
+        assert f"{name}: not installed, which these parameters need: " in str(done.exception)
+        assert not (tmp_path / "out").exists()
 
 
 def test_the_doctor_is_content_with_the_default(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

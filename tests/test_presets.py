@@ -10,7 +10,9 @@ import pytest
 
 from rairl import presets
 from rairl.errors import RairlError
+from rairl.learn.learner import MAX_NORM
 from rairl.params import Params, load_params, parse_params
+from rairl.preflight import GPUS, needs
 
 MODELS = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
@@ -31,6 +33,14 @@ def test_the_presets_are_those_of_the_published_runs() -> None:
     assert presets.names("method") == ["dense", "interval", "sparse", "step", "v1", "v2"]
 
 
+def published_optimiser(params: Params) -> bool:
+    """Of all versions: paged AdamW of 8 bits, betas .9 and .99, weight decay .1; gradients are clipped to norm 1."""
+    return MAX_NORM == 1.0 and all(
+        (part.optimizer, part.adam_beta2, part.weight_decay) == ("paged_adamw_8bit", 0.99, 0.1)
+        for part in (params.policy, params.reward)
+    )
+
+
 @pytest.mark.parametrize("dataset", presets.names("dataset"))
 def test_every_cell_of_version_2_and_later_has_the_published_values(dataset: str) -> None:
     for model, granularity in product(MODELS, ("sparse", "step", "interval", "dense")):
@@ -41,6 +51,9 @@ def test_every_cell_of_version_2_and_later_has_the_published_values(dataset: str
         assert (policy.learning_rate, reward.learning_rate) == (5e-6, 1e-5)
         assert (policy.iterations, policy.warmup_iterations / policy.iterations) == (400, 0.1)
         assert (reward.updates_per_iteration, reward.warmup_updates) == (3, 250)
+        assert policy.learning_rate_schedule == reward.learning_rate_schedule == "cosine"
+        assert reward.learning_rate_warmup / (250 + 400 * 3) == 0.1
+        assert published_optimiser(params)
         assert (policy.prompts_per_iteration, policy.group_size) == (16, 8)
         assert (reward.replay_size, reward.demos_per_update) == (50 * 16 * 8, 8)
         assert (policy.kl, reward.clip) == (0.1, 2.0 if dataset == "mmlu_pro" else 5.0)
@@ -72,8 +85,24 @@ def test_version_1_has_the_published_values(model: str, body: str, rate: float) 
     assert policy.prompts_per_iteration * policy.group_size == 16 * 2
     assert (reward.replay_size, reward.switch_labels, reward.clip, reward.perturbations) == (0, False, None, 2)
     assert (reward.granularity, reward.credit, reward.discount) == ("dense", "return", 0.9)
-    assert policy.start == "base"
+    assert policy.start == "base" and published_optimiser(params)
+    assert policy.learning_rate_schedule == reward.learning_rate_schedule == "constant"  # theirs is not known
     assert reward.backbone.split("-")[-2].lower() in body and params.sample.temperatures[0] == 1.0
+
+
+@pytest.mark.parametrize("method", presets.names("method"))
+def test_every_combination_composes_and_can_be_planned_without_the_hub(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", asked)
+    bodies = ["", *presets.names("reward")] if method == "v1" else [""]
+    for dataset, model, body in product(presets.names("dataset"), MODELS, bodies):
+        words = [f"dataset={dataset}", f"model={model}", f"method={method}", *([f"reward={body}"] if body else [])]
+        lines, _ = needs(composed(*words), GPUS["h100"], 1)
+        assert any(line.startswith("hours of the rairl stage") for line in lines), words
 
 
 def test_the_published_splits() -> None:
@@ -90,6 +119,7 @@ def test_a_later_word_wins_and_mistakes_are_named() -> None:
     for wrong, message in (
         (("dataset=gsm8k", "method=interval"), "name model="),
         ((*words, "model=gpt"), "model=gpt is unknown; one of llama-3.1-8b"),
+        ((*words, "model=qwen3"), r"model=qwen3 is unknown; did you mean qwen3-4b\? one of"),
         ((*words, "policy.kl"), "'policy.kl' is not of the form key=value"),
         ((*words, "policy.kll=1"), "unknown key 'policy.kll'"),
     ):

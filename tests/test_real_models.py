@@ -7,11 +7,13 @@ files are those of the real ones.
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import spied_rates
 from test_system_message import CHATML, LLAMA
 
 from rairl import presets
@@ -119,7 +121,8 @@ SMALL = """
     policy.warmup_iterations=1 policy.prompts_per_iteration=2 policy.group_size=2 policy.max_new_tokens=24
     policy.gradient_checkpointing=true policy.learning_rate=1e-3 reward.learning_rate=1e-3 reward.learning_rate_warmup=0
     reward.warmup_updates=2 reward.updates_per_iteration=1 reward.demos_per_update=4 reward.replay_size=40
-    reward.register_every=2 sample.n=2 sample.extra_n=1 rerank.n=2 report.bootstrap=100
+    reward.register_every=2 policy.optimizer=adamw reward.optimizer=adamw sample.n=2 sample.extra_n=1
+    rerank.n=2 report.bootstrap=100
 """.split()
 
 
@@ -151,9 +154,17 @@ def test_training_with_a_reward_of_another_family(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     other = chat_model(tmp_path / "other", "llama", 330)
     params = cell(tmp_path, "qwen3", "gsm8k", f"reward.backbone={other}", "reward.credit=return", "reward.discount=0.9")
-    for stage in ("prepare", "base", "sft", "peer", "rairl"):
+    for stage in ("prepare", "base", "sft", "peer"):
         run_stage(stage, params, root=tmp_path)
+    rates = spied_rates(monkeypatch)
+    run_stage("rairl", params, root=tmp_path)
     checked(tmp_path, params)
+    # The preset's cosines, over 2 iterations (the first of them warm-up) and over the reward's 2 + 2 updates.
+    fractions = {"Qwen3ForCausalLM": [0, 1 / 2], "RewardModel": [1 / 5, 2 / 5, 3 / 5, 4 / 5]}
+    assert rates == {
+        name: pytest.approx([1e-3 * 0.5 * (1 + math.cos(math.pi * part)) for part in parts])
+        for name, parts in fractions.items()
+    }
     reward = RewardModel.from_pretrained(tmp_path / "models/reward")
     assert len(reward.tokenizer) < len(load_policy(tmp_path / "models/policy")[1])
     assert "Today Date: 26 Jul 2024" in render_prompt(reward.tokenizer, "1 + 1?")

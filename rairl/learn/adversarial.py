@@ -29,7 +29,7 @@ from rairl.learn import checkpoints
 from rairl.learn.credit import Baseline, group_advantages
 from rairl.learn.distributed import by_first, mine, total
 from rairl.learn.guard import MAX_ROLLBACKS, begun, collapse
-from rairl.learn.learner import Learner, adamw_of, language_learner
+from rairl.learn.learner import Learner, adamw_of, language_learner, rates
 from rairl.learn.rollouts import Completion, sample_together, to_traces
 from rairl.models.policy import SharedPrompts, batches_by_length
 from rairl.params import GuardParams, PolicyParams
@@ -278,7 +278,8 @@ class PolicyLoop:
     events: list[dict[str, str | int]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.learner = language_learner(self.policy, adamw_of(self.params.learning_rate, weight_decay=0.0))
+        self.learner = language_learner(self.policy, adamw_of(self.params))
+        self.rate = rates(self.params, self.params.warmup_iterations, self.params.iterations)
         self.kl_weight = self.params.kl
         self.good: int | None = None
 
@@ -335,14 +336,13 @@ class PolicyLoop:
         completions, traces = self.rollout(prompts, self.params.group_size, "policy", f"it{self.done}-")
         sampled = time.monotonic()
         advantages, metrics = self.reward.advantages(Batch(prompts, completions, traces, self.tokenizer))
-        rate = self.params.learning_rate * min(1.0, (self.done + 1) / max(1, self.params.warmup_iterations))
         metrics |= policy_step(
             self.learner,
             self.reference,
             completions,
             advantages,
             self.params,
-            rate=rate * 0.5**self.rollbacks,
+            rate=self.rate(self.done) * 0.5**self.rollbacks,
             kl=self.kl_weight,
         )
         self.sync()

@@ -20,7 +20,7 @@ from rairl.learn.alignment import reads_of, spread_reads
 from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
 from rairl.learn.critic import Critic, Policy
 from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
-from rairl.learn.learner import Learner, adamw_of, reward_learner
+from rairl.learn.learner import Learner, adamw_of, rates, reward_learner
 from rairl.learn.lengths import centre_lengths
 from rairl.learn.material import Corruptions, compose, switched
 from rairl.learn.replay import Replay
@@ -55,6 +55,7 @@ class LearnedReward:
         labelled: traces whose first wrong step a reviewer marked, to learn from.
         policy: the policy as it moves, and its tokenizer; needed by form ``airl``.
         temperature: the one the policy samples at.
+        iterations: of the policy, after the warm-up; the learning rate's schedule ends with them.
         replay: past rollouts.
         updates: updates in the next iteration.
         done: updates taken so far.
@@ -71,6 +72,7 @@ class LearnedReward:
     labelled: Sequence[Trace] = ()
     policy: Policy | None = None
     temperature: float = 1.0
+    iterations: int = 0
     replay: Replay = field(init=False)
     corruptions: Corruptions = field(init=False)
     learner: Learner = field(init=False)
@@ -84,7 +86,9 @@ class LearnedReward:
     def __post_init__(self) -> None:
         self.replay = Replay(self.params.replay_size)
         self.corruptions = Corruptions(self.seed, self.params.perturbation_depth)
-        self.learner = reward_learner(self.model, adamw_of(self.params.learning_rate, self.params.weight_decay))
+        self.learner = reward_learner(self.model, adamw_of(self.params))
+        steps = self.params.warmup_updates + self.iterations * self.params.updates_per_iteration
+        self.rate = rates(self.params, self.params.learning_rate_warmup, steps)
         self.critic = Critic(self.model, self.params, self.policy, self.temperature, self._new_memo())
         trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.lagging = LaggingCopy(trained, self.params.ema) if self.params.ema else None
@@ -211,8 +215,7 @@ class LearnedReward:
             raise RairlError(f"the reward's loss is {value} at update {key}; lower reward.learning_rate")
         self.learner.zero_grad()
         self.learner.backward(loss, last=True)
-        warm = min(1.0, (self.done + 1) / (self.params.learning_rate_warmup or 1))
-        norm = self.learner.step(self.params.learning_rate * warm)
+        norm = self.learner.step(self.rate(self.done))
         if not np.isfinite(norm):
             raise RairlError(f"the reward's gradient is {norm} at update {key}; lower reward.learning_rate")
         self.done += 1

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rairl.errors import RairlError
 from rairl.learn import distributed
 from rairl.models.policy import checkpoint_gradients
+from rairl.params import PolicyParams, RewardParams
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -107,9 +108,48 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def adamw_of(rate: float, weight_decay: float) -> Callable[[nn.Module], Optimizers]:
-    """Makes AdamW over what learns of a model."""
-    return lambda model: [torch.optim.AdamW(trained(model), lr=rate, weight_decay=weight_decay)]
+def adamw_of(params: PolicyParams | RewardParams) -> Callable[[nn.Module], Optimizers]:
+    """Makes AdamW over what learns of a model.
+
+    Raises:
+        RairlError: for 8 bits without bitsandbytes, or where the state is to be sharded.
+    """
+    kind: Any = torch.optim.AdamW
+    if params.optimizer == "paged_adamw_8bit":
+        if distributed.sharding() is not None:
+            raise RairlError("optimizer 'paged_adamw_8bit' can't be sharded: use 'adamw', or no FSDP and no DeepSpeed")
+        if find_spec("bitsandbytes") is None:
+            raise RairlError(
+                "optimizer 'paged_adamw_8bit' needs bitsandbytes, which is not installed: "
+                "pip install 'rairl[quantised]', or use 'adamw'"
+            )
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        kind = PagedAdamW8bit
+    settings: dict[str, Any] = {
+        "lr": params.learning_rate, "betas": (0.9, params.adam_beta2), "weight_decay": params.weight_decay,
+    }  # fmt: skip
+    return lambda model: [kind(trained(model), **settings)]
+
+
+def rates(params: PolicyParams | RewardParams, warmup: int, steps: int) -> Callable[[int], float]:
+    """The learning rate at each of ``steps`` steps, from 0.
+
+    A function of the step alone, so that a run that is resumed or set back is on the same schedule. It is transformers'
+    without its very first step, whose rate is 0, and one step longer, so that the last rate is not 0 either.
+
+    Args:
+        warmup: steps over which the rate rises.
+    """
+    from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+    bearer = torch.optim.SGD([torch.zeros(1)])  # a schedule wants one; its rate is not read
+    if params.learning_rate_schedule == "cosine":
+        schedule = get_cosine_schedule_with_warmup(bearer, warmup, steps + 1)
+    else:
+        schedule = get_constant_schedule_with_warmup(bearer, warmup)
+    (factor,) = schedule.lr_lambdas
+    return lambda step: params.learning_rate * factor(step + 1)
 
 
 def language_learner(model: nn.Module, make: Callable[[nn.Module], Optimizers]) -> Learner:

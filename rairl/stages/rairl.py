@@ -114,6 +114,7 @@ class _Training:
             labelled=self._labels("labels_train"),
             policy=(self.policy, self.tokenizer),
             temperature=params.policy.temperature,
+            iterations=0 if params.logged else params.policy.iterations,
         )
         self.rows: list[dict[str, float]] = []
         self.done = 0
