@@ -127,7 +127,7 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
         chooses them, locator with the best mean of the ``dev/exact*``, threshold with
         the best F1 over experts, corruptions, those rollouts and the reviewer's traces, right ones included.
     """
-    scores = model.score([*dev.experts, *dev.corrupted, *dev.rollouts, *dev.labelled])
+    scores = model.score([*dev.experts, *dev.corrupted, *dev.rollouts, *dev.labelled], as_in_training=True)
     first, second = len(dev.experts), len(dev.experts) + len(dev.corrupted)
     third = second + len(dev.rollouts)
     experts, corrupted, rollouts = scores[:first], scores[first:second], scores[second:third]

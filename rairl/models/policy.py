@@ -19,12 +19,19 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, merged, twin
+from rairl.models.attention import VECTOR
 from rairl.params import PolicyParams
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils import ModelOutput
+
+    from rairl.models.attention import PromptReader
+
+
+SURPRISED = 2**18
+"""Logits that are turned into probabilities at once on a processor."""
 
 
 def gpu() -> torch.device | None:
@@ -197,10 +204,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> list[
 
     A token belongs to the completion when it ends inside it: one that straddles the border is read with the completion.
     """
-    prompts = [render_prompt(tokenizer, trace.problem) for trace in traces]
+    rendered = {problem: render_prompt(tokenizer, problem) for problem in {trace.problem for trace in traces}}
+    prompts = [rendered[trace.problem] for trace in traces]
     batch = tokenizer(
         [prompt + trace.text for prompt, trace in zip(prompts, traces, strict=True)],
         add_special_tokens=False,
+        return_attention_mask=False,
         return_offsets_mapping=True,
     )
     rows = []
@@ -243,6 +252,29 @@ def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]
         yield batch
 
 
+def batches_by_prompt(prompts: Sequence[str], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """The same in batches of whole prompts, one prompt's rows after the other's.
+
+    A prompt whose rows do not fit into a batch has several of its own, of equal numbers of rows.
+    """
+    groups: dict[str, list[int]] = {}
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        groups.setdefault(prompts[index], []).append(index)
+    batch: list[int] = []
+    for rows in sorted(groups.values(), key=lambda rows: lengths[rows[-1]]):
+        if batch and lengths[rows[-1]] * (len(batch) + len(rows)) > tokens:
+            yield batch
+            batch = []
+        parts = -(-lengths[rows[-1]] * len(rows) // tokens)
+        if parts > 1 and len(rows) > 1:
+            size = -(-len(rows) // parts)
+            yield from (rows[start : start + size] for start in range(0, len(rows), size))
+        else:
+            batch += rows
+    if batch:
+        yield batch
+
+
 @dataclass(frozen=True)
 class SharedPrompts:
     """Rows of prompt and completion whose distinct prompts are read once, however many completions each has.
@@ -255,29 +287,40 @@ class SharedPrompts:
         heads, mask: ``(P, H)``, the distinct prompts without their last token.
         owner: ``(B,)``, index of each row's prompt.
         tails: ``(B, T)``.
+        reader: reads them faster, where it can; rows are then in the order of their prompts.
     """
 
     heads: Tensor
     mask: Tensor
     owner: Tensor
     tails: Tensor
+    reader: PromptReader | None = None
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+        cls,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        pad_id: int,
+        device: torch.device,
+        reader: PromptReader | None = None,
     ) -> SharedPrompts:
         """From the token ids of each row's prompt (at least one) and completion."""
         number: dict[tuple[int, ...], int] = {}
         owner = [number.setdefault(tuple(prompt), len(number)) for prompt in prompts]
         heads, mask = pad([prompt[:-1] for prompt in number], pad_id)
         tails, _ = pad([[prompt[-1], *rest] for prompt, rest in zip(prompts, completions, strict=True)], pad_id)
-        return cls(heads.to(device), mask.to(device), torch.tensor(owner, device=device), tails.to(device))
+        if reader is not None:
+            tails = torch.nn.functional.pad(tails, (0, -tails.shape[1] % VECTOR), value=pad_id)
+        return cls(heads.to(device), mask.to(device), torch.tensor(owner, device=device), tails.to(device), reader)
 
     @classmethod
-    def of_encoded(cls, rows: Sequence[Encoded], pad_id: int, device: torch.device) -> SharedPrompts:
+    def of_encoded(
+        cls, rows: Sequence[Encoded], pad_id: int, device: torch.device, reader: PromptReader | None = None
+    ) -> SharedPrompts:
         """From encoded traces."""
         prompts = [row.ids[: row.prompt_tokens] for row in rows]
-        return cls.of(prompts, [row.ids[row.prompt_tokens :] for row in rows], pad_id, device)
+        return cls.of(prompts, [row.ids[row.prompt_tokens :] for row in rows], pad_id, device, reader)
 
     def read(self, model: PreTrainedModel, **options: Any) -> ModelOutput:
         """What the model says of the tails, ``(B, T, ...)`` in every field; gradients flow through the prompts, too.
@@ -285,8 +328,6 @@ class SharedPrompts:
         Args:
             options: of the model's call on the tails, such as ``output_hidden_states``.
         """
-        from transformers import DynamicCache
-
         if not self.heads.shape[1]:
             return model(input_ids=self.tails, use_cache=False, **options)
         seen = self.mask[self.owner]
@@ -297,11 +338,22 @@ class SharedPrompts:
         # A layer that is recomputed from its input has no cache; one that is sharded may be called once per backward.
         if model.training and (model.is_gradient_checkpointing or getattr(model, "reads_in_one_pass", False)):
             return self._read_whole(model, where, options)
+        if self.reader is not None:
+            out = self.reader.read(model, self, where["position_ids"], **options)
+            if out is not None:
+                return out
+        cache = self.read_heads(model)
+        cache.batch_select_indices(self.owner)
+        return model(input_ids=self.tails, past_key_values=cache, use_cache=True, **where, **options)
+
+    def read_heads(self, model: PreTrainedModel) -> DynamicCache:
+        """Keys and values of the prompts."""
+        from transformers import DynamicCache
+
         cache = DynamicCache(config=model.config)
         keep = {} if model.get_output_embeddings() is None else {"logits_to_keep": 1}
         model(input_ids=self.heads, past_key_values=cache, use_cache=True, **keep)
-        cache.batch_select_indices(self.owner)
-        return model(input_ids=self.tails, past_key_values=cache, use_cache=True, **where, **options)
+        return cache
 
     def _read_whole(self, model: PreTrainedModel, where: dict[str, Tensor], options: dict[str, Any]) -> ModelOutput:
         """The same, each row reading its own prompt: head, gap and tail side by side."""
@@ -327,6 +379,15 @@ def token_logprobs(model: PreTrainedModel, ids: Tensor, mask: Tensor, temperatur
 
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each token and entropy of what it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
+    if logits.device.type == "cpu" and not torch.is_grad_enabled():
+        # A few rows at a time: three more copies of all logits would be fresh pages of memory every time.
+        rows = max(1, SURPRISED // logits[0].numel())
+        parts = zip(logits.split(rows), ids.split(rows), strict=True)
+        return torch.cat([_token_surprise(*part) for part in parts])
+    return _token_surprise(logits, ids)
+
+
+def _token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
     logprobs = logits[:, :-1].float().log_softmax(-1)
     picked = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)

@@ -22,11 +22,13 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
+from rairl.models.attention import PromptReader
 from rairl.models.folder import require_reward, reward_folder
 from rairl.models.policy import (
     Encoded,
     SharedPrompts,
     batches_by_length,
+    batches_by_prompt,
     checkpoint_gradients,
     encode,
     load_policy,
@@ -241,7 +243,11 @@ class RewardModel(nn.Module):
         return joined([one for one in known if one is not None])
 
     def _read(
-        self, traces: Sequence[Trace], encoded: Sequence[Encoded], batch_tokens: int = 4096
+        self,
+        traces: Sequence[Trace],
+        encoded: Sequence[Encoded],
+        batch_tokens: int = 4096,
+        reader: PromptReader | None = None,
     ) -> list[tuple[Tensor, list[int]]]:
         """Features ``(reads, F)`` and token indices of each trace."""
         for item, trace in zip(encoded, traces, strict=True):
@@ -250,10 +256,15 @@ class RewardModel(nn.Module):
             read_tokens(item, trace, self.params.granularity, self.params.interval)
             for item, trace in zip(encoded, traces, strict=True)
         ]
+        tails = [item.tail for item in encoded]
+        if reader is None:
+            batches = batches_by_length(tails, batch_tokens)
+        else:
+            batches = batches_by_prompt([trace.problem for trace in traces], tails, batch_tokens)
         features: list[Tensor] = [torch.empty(0)] * len(traces)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.params.train != "head"):
-            for batch in batches_by_length([item.tail for item in encoded], batch_tokens):
-                rows = self._features([encoded[index] for index in batch], [places[index] for index in batch])
+            for batch in batches:
+                rows = self._features([encoded[index] for index in batch], [places[index] for index in batch], reader)
                 for index, row in zip(batch, rows, strict=True):
                     features[index] = row
         return list(zip(features, places, strict=True))
@@ -274,9 +285,11 @@ class RewardModel(nn.Module):
         """
         self._require_short(encode(self.tokenizer, [trace])[0], trace)
 
-    def _features(self, encoded: Sequence[Encoded], places: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    def _features(
+        self, encoded: Sequence[Encoded], places: Sequence[Sequence[int]], reader: PromptReader | None = None
+    ) -> tuple[Tensor, ...]:
         """Features of each trace's reads: one ``(reads, F)`` tensor per trace."""
-        rows = SharedPrompts.of_encoded(encoded, self.tokenizer.pad_token_id or 0, self.device)
+        rows = SharedPrompts.of_encoded(encoded, self.tokenizer.pad_token_id or 0, self.device, reader)
         # From here on tokens are counted from the last one of their prompt.
         places = [
             [place - item.prompt_tokens + 1 for place in mine] for mine, item in zip(places, encoded, strict=True)
@@ -312,10 +325,15 @@ class RewardModel(nn.Module):
         return first if self.params.form == "logit" else running_sum(first, reads.trace)
 
     @torch.no_grad()
-    def score(self, traces: Sequence[Trace], *, progress: bool = False, chunk: int = 256) -> list[Scores]:
+    def score(
+        self, traces: Sequence[Trace], *, progress: bool = False, chunk: int = 256, as_in_training: bool = False
+    ) -> list[Scores]:
         """Score traces: the logit at each step's end and at the end of the text.
 
         A step that ends between two reads of the granularity takes the first read at or after its end (back-filling).
+
+        Args:
+            as_in_training: read exactly as training does, instead of faster and other in the last digits.
 
         Raises:
             RairlError: for a trace without text.
@@ -328,7 +346,7 @@ class RewardModel(nn.Module):
         bar = tqdm(total=len(traces), desc="scoring", unit="trace", disable=not progress)
         for start in range(0, len(traces), chunk):
             part = traces[start : start + chunk]
-            scores += self._score(part)
+            scores += self._score(part, None if as_in_training else PromptReader())
             bar.update(len(part))
         bar.close()
         return scores
@@ -345,9 +363,9 @@ class RewardModel(nn.Module):
         places = reads.token.numpy() - first[owner]
         return [(places[start:end], logits[start:end]) for start, end in pairwise(bounds)]
 
-    def _score(self, traces: Sequence[Trace]) -> list[Scores]:
+    def _score(self, traces: Sequence[Trace], reader: PromptReader | None) -> list[Scores]:
         encoded = encode(self.tokenizer, traces)
-        reads = joined(self._read(traces, encoded))
+        reads = joined(self._read(traces, encoded, reader=reader))
         logits = self.logits(reads).double().cpu().numpy()
         owner, tokens = reads.trace.numpy(), reads.token.numpy()
         bounds = np.searchsorted(owner, np.arange(len(traces) + 1))
