@@ -16,7 +16,7 @@ from rairl.models.attention import PromptReader, as_one_row, as_rows
 from rairl.models.base import train_tokenizer
 from rairl.models.policy import SharedPrompts, _token_surprise, batches_by_prompt, token_surprise
 from rairl.models.reward import RewardModel
-from rairl.params import RewardParams
+from rairl.params import Params, RewardParams
 from rairl.traces import Step, Trace
 
 SIZES = {
@@ -42,10 +42,9 @@ def tokenizer() -> object:
     return train_tokenizer(["Ann has 3 eggs and buys 4.\n3 + 4 = 7\n"], 300)
 
 
-def reward(model: torch.nn.Module, tokenizer: object, **changes: object) -> RewardModel:
-    """A reward whose head says something: without training its last layer's output would hang on little."""
+def reward(model: torch.nn.Module, tokenizer: object, params: RewardParams, **changes: object) -> RewardModel:
     torch.manual_seed(1)
-    return RewardModel(model.eval(), tokenizer, RewardParams(**{"dropout": 0.0, **changes})).eval()
+    return RewardModel(model.eval(), tokenizer, params.model_copy(update=changes)).eval()
 
 
 def trace(number: int, problem: str, words: int) -> Trace:
@@ -72,10 +71,10 @@ PROBLEMS = {
 @pytest.mark.parametrize("problems", PROBLEMS.values(), ids=list(PROBLEMS))
 @pytest.mark.parametrize("granularity", ["step", "dense"])
 def test_the_scores_are_those_of_the_plain_path(
-    kind: str, problems: list[str], granularity: str, tokenizer: object
+    kind: str, problems: list[str], granularity: str, tokenizer: object, miniature: Params
 ) -> None:
     torch.manual_seed(0)
-    model = reward(KINDS[kind](len(tokenizer)), tokenizer, granularity=granularity)
+    model = reward(KINDS[kind](len(tokenizer)), tokenizer, miniature.reward, granularity=granularity)
     traces = [trace(at, problem, 1 + 7 * at % 5) for at, problem in enumerate(problems)]
     with patch.object(PromptReader, "read", autospec=True, side_effect=PromptReader.read) as read:
         apart, plain = both(model, traces)
@@ -84,10 +83,11 @@ def test_the_scores_are_those_of_the_plain_path(
 
 
 @pytest.mark.parametrize(("head", "form"), [("linear", "logit"), ("surprisal", "airl")])
-def test_other_heads_and_forms(head: str, form: str, tokenizer: object) -> None:
+def test_other_heads_and_forms(head: str, form: str, tokenizer: object, miniature: Params) -> None:
     torch.manual_seed(0)
     model = KINDS["llama-gqa"](len(tokenizer))
-    model = reward(model.base_model if head == "linear" else model, tokenizer, head=head, form=form)
+    body = model.base_model if head == "linear" else model
+    model = reward(body, tokenizer, miniature.reward, head=head, form=form)
     if head == "linear":
         torch.nn.init.normal_(model.head[-1].weight)
     apart, plain = both(model, [trace(at, "A?", 2 + at) for at in range(4)])

@@ -41,7 +41,9 @@ class PromptReader:
         self.kept: dict[PreTrainedModel, tuple[Tensor, DynamicCache]] = {}
         self.refused: set[PreTrainedModel] = set()
 
-    def read(self, model: PreTrainedModel, rows: SharedPrompts, positions: Tensor, **options: Any) -> ModelOutput | None:
+    def read(
+        self, model: PreTrainedModel, rows: SharedPrompts, positions: Tensor, **options: Any
+    ) -> ModelOutput | None:
         """What a model says of the rows' tails; None where it can't be had this way.
 
         That is: with gradients, on another device than a processor, in another type than float32, or when the model's
