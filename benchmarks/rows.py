@@ -314,8 +314,10 @@ STAGE = """
 import sys
 from pathlib import Path
 from rairl.params import load_params
+from rairl.processes import uncollected
 from rairl.tracking import stage_run
-import rairl.learn.adversarial, rairl.models.reward, transformers
+with uncollected():  # as rairl.stages.load_libraries does
+    import rairl.learn.adversarial, rairl.models.reward, transformers
 with stage_run("grpo", load_params(sys.argv[1]), log_dir=Path("metrics")) as run:
     run.log({"loss": 1.0}, 0)
 """

@@ -111,7 +111,9 @@ def test_only_wrong_rollouts_part(demos: list[Trace]) -> None:
 
 def test_natural_errors_choose_the_locator_and_the_threshold() -> None:
     reads = {"e": [2.0, 3.0, 4.0], "c": [1.0, -1.0, -1.5], "r": [1.0, -1.0, -4.0]}
-    model = SimpleNamespace(score=lambda rows: [Scores(np.array(reads[row.id]), reads[row.id][-1]) for row in rows])
+    model = SimpleNamespace(
+        score=lambda rows, as_in_training: [Scores(np.array(reads[row.id]), reads[row.id][-1]) for row in rows]
+    )
     bad = replace(EXPERT, id="c", correct=False, first_error=1, labelled=True)
     rollout = replace(EXPERT, id="r", correct=False)
     dev = Dev([EXPERT], [bad], [0], [rollout], [0], [1])

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
     from transformers.utils import ModelOutput
 
     from rairl.models.policy import SharedPrompts
@@ -69,6 +67,9 @@ class PromptReader:
 
 
 def _plain(model: PreTrainedModel) -> bool:
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
     # A layer of another kind, such as a sliding window, does not look at all of the prompt.
     whole = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
     kind = getattr(model.config, "_attn_implementation", None)
