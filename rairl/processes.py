@@ -32,7 +32,7 @@ def pool(jobs: int) -> ProcessPoolExecutor:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection inside, for large imports: they make no garbage, and looking for it takes a fifth of them."""
+    """No garbage collection inside, for large imports: they make no garbage, and looking for it takes long."""
     on = gc.isenabled()
     gc.disable()
     try:
