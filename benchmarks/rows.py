@@ -23,6 +23,7 @@ from benchmarks.paired import Row, Times, in_turn, row
 from rairl.learn.rollouts import sample
 from rairl.models.policy import SharedPrompts, encode, load_policy, make_trainable, render_prompt
 from rairl.models.reward import RewardModel, new_reward, reward_on
+from rairl.params import BaseParams
 from rairl.traces import Trace, read_traces, write_traces
 
 # --- rollouts --------------------------------------------------------------------------------------------------------
@@ -250,10 +251,19 @@ def read_whole(rows: SharedPrompts, model: Any, **options: Any) -> Any:
 
 
 def candidates_of_one(m: Material, runs: int, machine: Machine, prompt: int = 150, n: int = 16) -> list[Row]:
-    """Scoring N candidates of one prompt at the lengths of GSM8K, against full sequences; the scores are the same."""
+    """Scoring N candidates of one prompt at the lengths of GSM8K, against full sequences; the scores are the same.
+
+    With the benchmark's own body, and with one of a width that language models begin at.
+    """
+    wide = m.params.base.model_copy(update={"hidden_size": 512, "heads": 8})
+    kinds = {"": m.params.base, f", width {wide.hidden_size}": wide}
+    return [_candidates(m, runs, machine, prompt, n, base, kind) for kind, base in kinds.items()]
+
+
+def _candidates(m: Material, runs: int, machine: Machine, prompt: int, n: int, base: BaseParams, kind: str) -> Row:
     from rairl.models.base import new_model
 
-    model = new_model(m.params.base, m.tokenizer, max_tokens=4 * prompt, seed=0).eval()
+    model = new_model(base, m.tokenizer, max_tokens=4 * prompt, seed=0).eval()
     reward = reward_on(model, m.tokenizer, m.params.reward, seed=0).eval()
     traces = m.long_traces(prompt, [prompt - n // 2 + at for at in range(n)])
 
@@ -270,8 +280,8 @@ def candidates_of_one(m: Material, runs: int, machine: Machine, prompt: int = 15
     seen = head**2 / 2 + sum(tail * head + tail**2 / 2 for tail in tails)
     flops = matmul_flops(config) * sum(tails) + matmul_flops(config, logits=False) * head
     floor = machine.floor(flops + attention_flops(config, seen)) / n
-    what = f"scoring {n} candidates of one prompt ({prompt} + {prompt} tokens)"
-    return [row(what, "forward pass over each full sequence", times["ours"], times["peer"], 1.5, "candidate", floor)]
+    what = f"scoring {n} candidates of one prompt ({prompt} + {prompt} tokens{kind})"
+    return row(what, "forward pass over each full sequence", times["ours"], times["peer"], 1.5, "candidate", floor)
 
 
 def large_file(m: Material, runs: int, machine: Machine, count: int = 512) -> list[Row]:
@@ -314,8 +324,10 @@ STAGE = """
 import sys
 from pathlib import Path
 from rairl.params import load_params
+from rairl.processes import uncollected
 from rairl.tracking import stage_run
-import rairl.learn.adversarial, rairl.models.reward, transformers
+with uncollected():  # as rairl.stages.load_libraries does
+    import rairl.learn.adversarial, rairl.models.reward, transformers
 with stage_run("grpo", load_params(sys.argv[1]), log_dir=Path("metrics")) as run:
     run.log({"loss": 1.0}, 0)
 """

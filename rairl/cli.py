@@ -58,6 +58,9 @@ SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="report malformed lin
 STORE = Annotated[Path, typer.Option("--dir", help="folder of a run, if MLFLOW_TRACKING_URI names no server")]
 NAME = Annotated[str, typer.Option("--name", help="tracking.registered_model of the parameters")]
 
+PIECE = 256
+"""Traces of a user's file that are held at a time, where they can be scored piece by piece."""
+
 PRESETS = Path(__file__).parents[1] / "presets"
 
 
@@ -286,9 +289,24 @@ def score(file: FILE, reward: REWARD, output: OUTPUT = None, form: FORMAT = "aut
     is optional: without it the steps are found by their tags, numbers, lines or sentences. Files of ProcessBench,
     MR-Ben and BIG-Bench-Mistake are read as they are.
     """
-    from rairl.evaluate.apply import score_rows
+    from rairl.evaluate.apply import score_pieces, score_rows
+    from rairl.evaluate.own import pieces, survey
 
-    _write(score_rows(*_own(file, reward, form, skip_bad)), output)
+    if not file.is_file():  # a pipe can be read only once
+        _write(score_rows(*_own(file, reward, form, skip_bad)), output)
+        return
+    malformed = survey(file, form=form, skip_bad=skip_bad).left_out
+    for message in malformed:
+        _say(f"left out: {message}")
+    from rairl.models.reward import RewardModel
+
+    model = RewardModel.from_pretrained(reward)
+    found = survey(file, form=form, skip_bad=skip_bad, check=model.require_readable)
+    for message in found.left_out:
+        if message not in malformed:
+            _say(f"left out: {message}")
+    _say_kept(file, found.form, len(found.lines), len(found.left_out))
+    _write(score_pieces(pieces(found, PIECE), model, len(found.lines)), output)
 
 
 @app.command()
@@ -533,10 +551,14 @@ def _own(file: Path, reward: str, form: str, skip_bad: bool) -> tuple[list[Trace
     kept = require(own, model.require_readable, skip_bad=skip_bad)
     for message in kept.left_out[len(own.left_out) :]:
         _say(f"left out: {message}")
-    if kept.left_out:
-        _say(f"left out {len(kept.left_out)} of {len(kept.left_out) + len(kept.traces)} lines")
-    _say(f"{file}: {len(kept.traces)} traces in the format {kept.form}")
+    _say_kept(file, kept.form, len(kept.traces), len(kept.left_out))
     return kept.traces, model
+
+
+def _say_kept(file: Path, form: str, kept: int, left_out: int) -> None:
+    if left_out:
+        _say(f"left out {left_out} of {left_out + kept} lines")
+    _say(f"{file}: {kept} traces in the format {form}")
 
 
 def _signed(figure: Estimate) -> str:
@@ -544,18 +566,23 @@ def _signed(figure: Estimate) -> str:
 
 
 def _write(rows: Iterator[Mapping[str, Any]] | list[dict[str, Any]], output: Path | None) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Rows as JSON lines, each written when it is there; a file appears whole or not at all."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if output is None:
-        sys.stdout.write(lines)
+        sys.stdout.writelines(lines)
     else:
         _write_text(output, lines)
 
 
-def _write_text(output: Path, text: str) -> None:
+def _write_text(output: Path, parts: str | Iterator[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(output.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(output)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.writelines([parts] if isinstance(parts, str) else parts)
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
     _say(f"wrote {output}")
 
 

@@ -11,20 +11,25 @@ from rairl.errors import RairlError
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank.
+    """Number (from 1) and text of every line that is not blank, one at a time.
 
     Raises:
         RairlError: for a missing file, a folder, and bytes that are not UTF-8.
     """
+    at = 0
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        with Path(path).open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.decode("utf-8").rstrip("\r\n")
+                at += len(raw)
+                if line.strip():
+                    yield number, line
     except FileNotFoundError as error:
         raise RairlError(f"{path} does not exist; check the path, or make the file first") from error
     except IsADirectoryError as error:
         raise RairlError(f"{path} is a folder; a JSON-lines file is needed") from error
     except UnicodeDecodeError as error:
-        raise RairlError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
-    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        raise RairlError(f"{path} is not UTF-8 text (byte {at + error.start}); convert it first") from error
 
 
 def parse_object(line: str) -> dict[str, Any]:

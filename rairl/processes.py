@@ -1,9 +1,12 @@
-"""Work in several processes of one machine."""
+"""Processes of one machine: their number, and how quickly one starts."""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 KILLED = "the process was killed; there may not be enough memory for so many jobs"
@@ -25,3 +28,15 @@ def idle_jobs() -> int:
 def pool(jobs: int) -> ProcessPoolExecutor:
     """A pool of ``jobs`` processes, spawned, not forked: a copy of a process in which torch has threads may hang."""
     return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection inside, for large imports: they make no garbage, and looking for it takes long."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rairl import dashboard
 from rairl.errors import RairlError
 from rairl.params import Params
+from rairl.processes import uncollected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -721,13 +722,14 @@ def _now() -> int:
 
 
 def _connect(uri: str) -> MlflowClient:
-    from mlflow import MlflowClient
-
     database = _database(uri)
     if database is not None:
         relocate(database)
 
-    return MlflowClient(tracking_uri=uri)
+    with uncollected():  # the client imports what its store needs
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri)
 
 
 @contextmanager
@@ -735,7 +737,8 @@ def _quiet() -> Iterator[None]:
     """Keep MLflow's migrations, retries and tracebacks off the console; what matters is reported by the caller."""
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
-    import mlflow  # noqa: F401  (sets its own log levels on import)
+    with uncollected():
+        import mlflow  # noqa: F401  (sets its own log levels on import)
 
     levels = {name: logging.getLogger(name).level for name in _NOISY}
     for name in _NOISY:

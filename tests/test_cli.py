@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,39 @@ def test_own_files_are_checked_before_the_model_is_loaded(tmp_path: Path, comman
     done = rairl(command, path, "--reward", tmp_path)
     assert done.returncode == 2
     assert f"{path}, line 1: field 'text': trace 'a' has no 'text'" in done.stderr
+
+
+def test_scores_of_a_long_file_and_of_a_pipe(
+    tmp_path: Path, tiny_policy: Path, miniature: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from rairl import cli
+    from rairl.models.reward import RewardModel, new_reward
+
+    new_reward(tiny_policy, miniature.reward, seed=0).save_pretrained(tmp_path / "reward")
+    path, pipe, out = tmp_path / "own.jsonl", tmp_path / "pipe", tmp_path / "scores.jsonl"
+    rows = [{"id": str(at), "problem": "p", "text": "x " * (900 if at == 3 else 1 + at)} for at in range(7)]
+    text = "{\n" + "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+    monkeypatch.setattr(cli, "PIECE", 2)
+    cli.score(path, str(tmp_path / "reward"), out, skip_bad=True, form="auto")
+    said = capsys.readouterr().err
+    assert said.count("left out: ") == 2
+    assert f"left out: {path}, line 1: not valid JSON" in said and f"{path}, line 5: trace '3' has" in said
+    assert "left out 2 of 8 lines" in said and f"{path}: 6 traces in the format rairl" in said
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["0", "1", "2", "4", "5", "6"]
+
+    os.mkfifo(pipe)
+    Thread(target=pipe.write_text, args=(text,), daemon=True).start()
+    cli.score(pipe, str(tmp_path / "reward"), None, skip_bad=True, form="auto")
+    printed = capsys.readouterr().out.splitlines()
+    piped, filed = ([json.loads(line)["score"] for line in lines] for lines in (printed, out.read_text().splitlines()))
+    assert piped == pytest.approx(filed, abs=1e-5)
+
+    out.write_text("old")
+    monkeypatch.setattr(RewardModel, "score", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cli.score(path, str(tmp_path / "reward"), out, skip_bad=True, form="auto")
+    assert out.read_text() == "old" and not list(tmp_path.glob("*.part"))
 
 
 def test_what_is_skipped_is_counted_and_what_is_too_long_is_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from test_labelled import BIGBENCH, MR_BEN, PROCESSBENCH
 from rairl.datasets import labelled
 from rairl.datasets.logged import plain
 from rairl.errors import RairlError
-from rairl.evaluate.own import FORMATS, detect, read_own, require
+from rairl.evaluate.apply import score_pieces, score_rows
+from rairl.evaluate.own import FORMATS, detect, pieces, read_own, require, survey
+from rairl.models.reward import RewardModel, new_reward
+from rairl.params import Params
 from rairl.traces import Trace
 
 OURS: dict[str, Any] = {"id": "a", "problem": "p", "text": "one\ntwo"}
@@ -100,3 +104,51 @@ def test_what_fails_a_later_check_is_named_by_its_line(tmp_path: Path) -> None:
     assert ([trace.id for trace in kept.traces], kept.lines) == (["a"], [1])
     assert kept.left_out == [f"{own.path}, line 3: too long"]
     assert own.left_out == []
+
+
+def test_pieces_are_the_whole_file_without_what_is_left_out(tmp_path: Path) -> None:
+    def check(trace: Trace) -> None:
+        if trace.id == "3":
+            raise RairlError("too long")
+
+    rows = [{**OURS, "id": str(at)} for at in range(8)]
+    path = write(tmp_path, "{", *rows[:6], {**OURS, "id": "1"}, *rows[6:])
+    found = survey(path, skip_bad=True, check=check)
+    assert (found.form, found.lines) == ("rairl", {2, 3, 4, 6, 7, 9, 10})
+    kept = require(read_own(path, skip_bad=True), check, skip_bad=True)
+    assert sorted(found.left_out) == sorted(kept.left_out)
+    assert "line 8: field 'id': '1' already occurs on line 3" in found.left_out[2]
+    read = list(pieces(found, 3))
+    assert [len(piece) for piece in read] == [3, 3, 1]
+    assert [trace for piece in read for trace in piece] == kept.traces
+
+
+def test_a_survey_stops_where_reading_does(tmp_path: Path) -> None:
+    path = write(tmp_path, OURS, {**OURS, "id": "b"}, OURS)
+    with pytest.raises(RairlError, match="line 3: field 'id': 'a' already occurs on line 1"):
+        survey(path)
+    with pytest.raises(RairlError, match="no usable rows"):
+        survey(write(tmp_path, "{"), skip_bad=True)
+    with pytest.raises(RairlError, match="format 'prm800k' is unknown"):
+        survey(path, form="prm800k")
+    path.write_bytes(b'{"id": "a", "problem": "p", "text": "x"}\r\n\xff')
+    with pytest.raises(RairlError, match=r"not UTF-8 text \(byte 42\)"):
+        survey(path)
+
+
+def test_scores_in_pieces_are_those_of_the_whole_and_one_piece_is_held(
+    tmp_path: Path, tiny_policy: Path, miniature: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = new_reward(tiny_policy, miniature.reward, seed=0).eval()
+    path = write(tmp_path, *({**OURS, "id": str(at), "text": f"one\n{'two ' * (at % 7)}\n{at}"} for at in range(40)))
+    score, held = RewardModel.score, list[int]()
+
+    def watched(self: RewardModel, traces: list[Trace], **options: Any) -> list[Any]:
+        gc.collect()
+        held.append(sum(type(thing) is Trace and thing.problem == OURS["problem"] for thing in gc.get_objects()))
+        return score(self, traces, chunk=8, **options)
+
+    monkeypatch.setattr(RewardModel, "score", watched)
+    streamed = list(score_pieces(pieces(survey(path), 8), model, 40))
+    assert len(held) == 5 and max(held) <= 2 * 8 + 1, "the piece, and at most the one before it"
+    assert streamed == list(score_rows(read_own(path).traces, model))

@@ -26,6 +26,7 @@ from rairl.models.policy import (
     step_logprobs,
     token_at,
     token_logprobs,
+    token_surprise,
 )
 from rairl.traces import Trace, locate_steps
 
@@ -130,6 +131,31 @@ def test_shared_prompts_are_read_with_their_rows_where_a_cache_is_switched_off()
             torch.testing.assert_close(one[row, :length], other[row, :length], atol=1e-5, rtol=1e-4)
     model.eval()
     torch.testing.assert_close(rows.read(model).logits, plain.logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_long_trace_alone_is_read_in_one_pass_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy.deepcopy(small("llama"))
+    calls: list[dict[str, object]] = []
+    model.register_forward_pre_hook(lambda _, args, options: calls.append(options), with_kwargs=True)
+    rows = SharedPrompts.of([[5, 6, 7]], [[1, 2]], 0, torch.device("cpu"))
+    plain = rows.read(model, output_hidden_states=True)
+    assert len(calls) == 2 and "attention_mask" in calls[1]
+    monkeypatch.setattr("rairl.models.policy.LONG", 4)  # the trace has five tokens
+    calls.clear()
+    out = rows.read(model, output_hidden_states=True)
+    assert len(calls) == 1 and "attention_mask" not in calls[0]
+    torch.testing.assert_close(out.logits, plain.logits, atol=1e-5, rtol=1e-4)
+    for one, other in zip(out.hidden_states, plain.hidden_states, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 7), (16, 158, 512), (5, 400, 900)])
+def test_surprise_of_some_rows_at_a_time_has_the_same_bits(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    logits, ids = torch.randn(shape) * 5, torch.randint(0, shape[-1], shape[:2])
+    whole = token_surprise(logits.requires_grad_(), ids)  # with gradients nothing is taken apart
+    with torch.no_grad():
+        assert torch.equal(token_surprise(logits, ids), whole)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,26 @@ if TYPE_CHECKING:
     from rairl.models.reward import Calibration, RewardModel, Scores
 
 
-def score_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[str, Any]]:
+def score_pieces(pieces: Iterable[Sequence[Trace]], reward: RewardModel, total: int) -> Iterator[dict[str, Any]]:
+    """:func:`score_rows` of a file in pieces, of which one is held at a time, under one progress bar.
+
+    Args:
+        total: traces in all.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc="scoring", unit="trace") as bar:
+        for piece in pieces:
+            yield from score_rows(piece, reward, progress=False)
+            bar.update(len(piece))
+
+
+def score_rows(traces: Sequence[Trace], reward: RewardModel, *, progress: bool = True) -> Iterator[dict[str, Any]]:
     """``id``, ``score`` (by the aggregator chosen on dev) and the logit after each step.
 
     Rows: ``{"id", "group", "score", "steps": [{"text", "score"}, ...]}``, in the order of ``traces``.
     """
-    for trace, scores in _scored(traces, reward):
+    for trace, scores in _scored(traces, reward, progress):
         yield {
             "id": trace.id,
             "group": trace.question,
@@ -232,5 +246,5 @@ def with_labels(traces: Sequence[Trace], path: Path) -> list[Trace]:
     ]
 
 
-def _scored(traces: Sequence[Trace], reward: RewardModel) -> Iterator[tuple[Trace, Scores]]:
-    return zip(traces, reward.score(traces, progress=True), strict=True)
+def _scored(traces: Sequence[Trace], reward: RewardModel, progress: bool = True) -> Iterator[tuple[Trace, Scores]]:
+    return zip(traces, reward.score(traces, progress=progress), strict=True)

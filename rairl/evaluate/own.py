@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,29 +83,85 @@ def read_own(path: Path, *, form: str = "auto", skip_bad: bool = False) -> Own:
         RairlError: naming file, line and field of the first malformed line; for an unknown format, a missing file, one
             without usable rows, and ids that occur twice.
     """
+    own = Own(path, form, [], [], [])
+    for found, number, trace in _rows(path, form, own.left_out, skip_bad=skip_bad):
+        own = own._replace(form=found)
+        own.traces.append(trace)
+        own.lines.append(number)
+    return _some(own)
+
+
+def _rows(path: Path, form: str, left_out: list[str], *, skip_bad: bool) -> Iterator[tuple[str, int, Trace]]:
+    """Format, line and trace of each usable row, one at a time; see :func:`read_own`."""
     if form not in ("auto", *FORMATS):
         raise RairlError(f"format {form!r} is unknown; it is auto or one of {', '.join(sorted(FORMATS))}")
-    own = Own(path, form, [], [], [])
     seen: dict[str, int] = {}
     for number, line in read_lines(path):
         try:
             row = parse_object(line)
-            own = own if own.form != "auto" else own._replace(form=detect(row))
-            trace = FORMATS[own.form][1](row, number)
+            form = form if form != "auto" else detect(row)
+            trace = FORMATS[form][1](row, number)
             if trace.id in seen:
                 raise RairlError(
                     f"field 'id': {trace.id!r} already occurs on line {seen[trace.id]}; ids must be unique"
                 )
         except labelled.Unusable as reason:
-            own.left_out.append(f"{path}, line {number}: {reason}")
+            left_out.append(f"{path}, line {number}: {reason}")
             continue
         except RairlError as error:
-            _refuse(own, number, error, skip_bad=skip_bad)
+            _refuse(path, number, error, left_out, skip_bad=skip_bad)
             continue
         seen[trace.id] = number
-        own.traces.append(trace if own.form == "rairl" else plain(trace))
-        own.lines.append(number)
-    return _some(own)
+        yield form, number, trace if form == "rairl" else plain(trace)
+
+
+class Survey(NamedTuple):
+    """What a file holds, without its traces.
+
+    Attributes:
+        path: the file.
+        form: the format it is in, a key of :data:`FORMATS`.
+        lines: of the usable traces, from 1.
+        left_out: file, line and reason of each line that was left out.
+    """
+
+    path: Path
+    form: str
+    lines: set[int]
+    left_out: list[str]
+
+
+def survey(
+    path: Path, *, form: str = "auto", skip_bad: bool = False, check: Callable[[Trace], None] = lambda trace: None
+) -> Survey:
+    """Look through a file of any length, of which ids and line numbers are kept; see :func:`read_own`.
+
+    Args:
+        check: raises RairlError for a trace that can't be used.
+
+    Raises:
+        RairlError: as :func:`read_own`, and for what ``check`` refuses.
+    """
+    found = Survey(path, form, set(), [])
+    for kind, number, trace in _rows(path, form, found.left_out, skip_bad=skip_bad):
+        found = found._replace(form=kind)
+        try:
+            check(trace)
+        except RairlError as error:
+            _refuse(path, number, error, found.left_out, skip_bad=skip_bad)
+            continue
+        found.lines.add(number)
+    if not found.lines:
+        raise no_rows(path)
+    return found
+
+
+def pieces(found: Survey, size: int) -> Iterator[list[Trace]]:
+    """The usable traces of a file that was looked through, ``size`` at a time, in their order."""
+    rows = _rows(found.path, found.form, [], skip_bad=True)
+    usable = (trace for _, number, trace in rows if number in found.lines)
+    while piece := list(islice(usable, size)):
+        yield piece
 
 
 def require(own: Own, check: Callable[[Trace], None], *, skip_bad: bool = False) -> Own:
@@ -118,18 +175,18 @@ def require(own: Own, check: Callable[[Trace], None], *, skip_bad: bool = False)
         try:
             check(trace)
         except RairlError as error:
-            _refuse(kept, number, error, skip_bad=skip_bad)
+            _refuse(kept.path, number, error, kept.left_out, skip_bad=skip_bad)
             continue
         kept.traces.append(trace)
         kept.lines.append(number)
     return _some(kept)
 
 
-def _refuse(own: Own, number: int, error: RairlError, *, skip_bad: bool) -> None:
-    message = f"{own.path}, line {number}: {error}"
+def _refuse(path: Path, number: int, error: RairlError, left_out: list[str], *, skip_bad: bool) -> None:
+    message = f"{path}, line {number}: {error}"
     if not skip_bad:
         raise RairlError(message) from error
-    own.left_out.append(message)
+    left_out.append(message)
 
 
 def _some(own: Own) -> Own:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils import ModelOutput
 
+AT_ONCE = 2**18
+"""Logits that are turned into probabilities at a time on a processor."""
+LONG = 1024
+"""Tokens from which on a trace that is alone is read in one pass without a mask, whose size is their square."""
+
 
 def gpu() -> torch.device | None:
     """This process's GPU, if the machine has any."""
@@ -289,6 +294,8 @@ class SharedPrompts:
 
         if not self.heads.shape[1]:
             return model(input_ids=self.tails, use_cache=False, **options)
+        if len(self.heads) == len(self.tails) == 1 and self.heads.shape[1] + self.tails.shape[1] > LONG:
+            return self._read_whole(model, {}, options)
         seen = self.mask[self.owner]
         where = {
             "attention_mask": torch.cat([seen, torch.ones_like(self.tails)], -1),
@@ -306,8 +313,9 @@ class SharedPrompts:
     def _read_whole(self, model: PreTrainedModel, where: dict[str, Tensor], options: dict[str, Any]) -> ModelOutput:
         """The same, each row reading its own prompt: head, gap and tail side by side."""
         ids = torch.cat([self.heads[self.owner], self.tails], -1)
-        before = torch.arange(self.heads.shape[1], device=ids.device).expand(len(ids), -1)
-        where = {**where, "position_ids": torch.cat([before, where["position_ids"]], -1)}
+        if where:
+            before = torch.arange(self.heads.shape[1], device=ids.device).expand(len(ids), -1)
+            where = {**where, "position_ids": torch.cat([before, where["position_ids"]], -1)}
         out = model(input_ids=ids, use_cache=False, **where, **options)
         width = self.tails.shape[1]
         for name, value in out.items():
@@ -327,6 +335,15 @@ def token_logprobs(model: PreTrainedModel, ids: Tensor, mask: Tensor, temperatur
 
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each token and entropy of what it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
+    if logits.device.type == "cpu" and not torch.is_grad_enabled():
+        # Some rows at a time: three more copies of all logits leave the cache, and are fresh pages of memory each time.
+        rows = max(1, AT_ONCE // logits[0].numel())
+        parts = zip(logits.split(rows), ids.split(rows), strict=True)
+        return torch.cat([_token_surprise(*part) for part in parts])
+    return _token_surprise(logits, ids)
+
+
+def _token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
     logprobs = logits[:, :-1].float().log_softmax(-1)
     picked = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from rairl.errors import RairlError
 from rairl.params import Params
+from rairl.processes import uncollected
 
 if TYPE_CHECKING:
     from rairl.stats import Estimate
@@ -107,6 +108,9 @@ OUTPUTS: dict[str, dict[str, str]] = {
 TOGETHER = ("base", "sft", "peer", "grpo", "rairl")
 """The stages whose work several processes share, see :mod:`rairl.learn.distributed`."""
 
+WITH_MODELS = (*TOGETHER, "rerank", "localise", "audit")
+"""The stages that run a model in their own process; ``sample`` may leave it to others."""
+
 
 def producer(path: str) -> str:
     """The stage that writes ``path`` (a default path of :data:`INPUTS`)."""
@@ -172,7 +176,16 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
 
 
 def _stage(name: str) -> Callable[..., dict[str, Estimate]]:
+    if name in WITH_MODELS:
+        load_libraries()
     return getattr(import_module(f"rairl.stages.{name}"), name)
+
+
+def load_libraries() -> None:
+    """Import what every stage in :data:`WITH_MODELS` needs sooner or later, at once."""
+    with uncollected():
+        for module in ("torch", "transformers.modeling_utils", "rairl.models.reward"):
+            import_module(module)
 
 
 def _follow(name: str, params: Params, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
