@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rairl.datasets import arithmetic, choice, gsm8k
@@ -150,6 +150,7 @@ SEEDS = st.integers(0, 2**32)
 
 @settings(max_examples=150, deadline=None)
 @given(SEEDS, SEEDS, st.integers(1, 3), st.sets(st.sampled_from(KINDS), min_size=1), st.booleans())
+@example(2855, 11976413, 3, {"dropped", "operator", "swapped"}, False)  # ends in 15.00, which is the right 15
 def test_the_label_is_what_the_oracle_says(seed: int, draw: int, n: int, kinds: set[Kind], unseen: bool) -> None:
     allowed = arithmetic.DEMONSTRATED + (arithmetic.UNSEEN if unseen else ())
     trace = arithmetic_expert(seed, allowed)
@@ -160,7 +161,7 @@ def test_the_label_is_what_the_oracle_says(seed: int, draw: int, n: int, kinds: 
     assert made.id != trace.id
     assert made.labelled
     assert made.first_error == arithmetic.first_error(made.problem, made.step_texts())
-    assert made.correct is (made.answer == trace.gold)
+    assert made.correct is (made.answer is not None and Fraction(made.answer) == Fraction(trace.gold))
     assert made.first_error is not None or made.correct is False
     assert perturb(trace, random.Random(draw), sorted(kinds), n) == made
 
