@@ -147,7 +147,7 @@ def _read(
         text = list(ids[:-1]) if ids and ids[-1] in stops else list(ids)
         traces.append(written(problem, tokenizer.decode(text, skip_special_tokens=False), str(number)))
     logits = [values for _, values in model.token_reads(traces)]
-    tokens = [character_ends(tokenizer, ids) for ids in completion_ids]
+    tokens = character_ends(tokenizer, completion_ids)
     return list(zip(logits, reads_of(model, traces), tokens, strict=True))
 
 

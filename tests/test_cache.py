@@ -1,70 +1,173 @@
-"""The cache of sampling holds what transformers' own holds, to the last digit, and so the samples are the same."""
+"""The cache of sampling: what a sample's token attends to is what full keys say, and so the samples are the same."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, LlamaConfig, Qwen2Config
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from rairl.learn.rollouts import sample
-from rairl.models import cache as module
-from rairl.models.cache import SPARE, SpareLayer, sampling_cache
+from rairl.learn import rollouts
+from rairl.models.cache import SPARE, Grid, SampleCache, SampleLayer, attend, sampling
 from rairl.models.policy import load_policy
 from rairl.traces import Trace
 
-
-@settings(deadline=None, max_examples=30)
-@given(steps=st.lists(st.sampled_from(["token", "token", "token", "prompt", "repeat", "select"]), max_size=14))
-def test_it_holds_what_the_cache_of_transformers_holds(steps: list[str]) -> None:
-    config = LlamaConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2)
-    ours, theirs = sampling_cache(config), DynamicCache(config=config)
-    rng = torch.Generator().manual_seed(0)
-    rows, given_out = 3, []
-    for step in ["prompt", *steps]:
-        if step == "repeat" and rows < 50:
-            rows *= 2
-            for each in (ours, theirs):
-                each.batch_repeat_interleave(2)
-        elif step == "select":
-            keep = torch.arange(0, rows, 2)
-            rows = len(keep)
-            for each in (ours, theirs):
-                each.batch_select_indices(keep)
-        else:
-            for layer in range(2):
-                new = torch.randn(2, rows, 2, 5 if step == "prompt" else 1, 4, generator=rng)
-                mine, expected = ours.update(*new, layer), theirs.update(*new, layer)
-                assert all(a.equal(b) for a, b in zip(mine, expected, strict=True))
-                given_out.append((mine[0], mine[0].clone()))
-        assert ours.get_seq_length() == theirs.get_seq_length()
-    assert all(view.equal(copy) for view, copy in given_out)  # what was given out is never written to again
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
 
 
-def test_one_token_in_three_costs_a_copy() -> None:
-    layer, copies = SpareLayer(), []
-    for _ in range(9):
+def test_a_grid_by_hand() -> None:
+    """Prompts 0, 1 and 2 have two samples, one and three: 2 x 1 + 3 places of 9 are filled by others."""
+    grid = Grid.of(torch.tensor([0, 0, 1, 2, 2, 2]))
+    assert grid.samples.tolist() == [[0, 1, 0], [2, 0, 0], [3, 4, 5]]
+    assert grid.places.tolist() == [0, 1, 3, 6, 7, 8]
+
+
+@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=4), heads=st.integers(1, 3), group=st.integers(1, 2))
+def test_gathering_undoes_spreading(counts: list[int], heads: int, group: int) -> None:
+    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    grid, x = Grid.of(owner), torch.randn(len(owner) * heads, group, 5)
+    spread = grid.spread(x, heads)
+    assert spread.shape == (len(counts) * heads, max(counts) * group, 5)
+    assert grid.gather(spread, heads).equal(x)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    steps=st.lists(st.sampled_from(["token", "token", "token", "select"]), min_size=1, max_size=16),
+    group=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_attention_is_that_over_full_keys(steps: list[str], group: int, seed: int) -> None:
+    """Whatever is drawn and dropped: torch's own attention over all keys, the prompt's repeated for each sample."""
+    rng = torch.Generator().manual_seed(seed)
+    prompts, heads, length, width, n = 3, 2, 5, 4, 3
+    read = DynamicCache()
+    read.update(*torch.randn(2, prompts, heads, length, width, generator=rng), 0)
+    mask = torch.ones(prompts, length, dtype=torch.long)
+    mask[1, :2] = 0
+    cache = SampleCache(read, mask, n)
+    keys, values = (part.repeat_interleave(n, 0) for part in (read.layers[0].keys, read.layers[0].values))
+    seen = mask.repeat_interleave(n, 0).bool()
+    for step in steps:
+        if step == "select":
+            keep = (torch.rand(len(keys), generator=rng) < 0.7).nonzero().squeeze(-1)
+            if len(keep):
+                cache.batch_select_indices(keep)
+                keys, values, seen = keys[keep], values[keep], seen[keep]
+            continue
+        new = torch.randn(2, len(keys), heads, 1, width, generator=rng)
+        layer, _ = cache.update(*new, 0)
+        keys, values = torch.cat([keys, new[0]], 2), torch.cat([values, new[1]], 2)
+        seen = torch.nn.functional.pad(seen, (0, 1), value=True)
+        assert cache.get_seq_length() == keys.shape[2]
+        query = torch.randn(len(keys), heads * group, 1, width, generator=rng)
+        expected = scaled_dot_product_attention(
+            query, keys, values, attn_mask=seen[:, None, None], scale=0.5, enable_gqa=True
+        )
+        torch.testing.assert_close(layer.attend(query, 0.5), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_token_in_a_few_costs_a_copy() -> None:
+    keys = torch.randn(1, 1, 3, 4)
+    mask = torch.ones(1, 3)
+    layer, copies = SampleLayer(keys, keys, mask, Grid.of(torch.zeros(1, dtype=torch.long))), []
+    for _ in range(3 * (SPARE + 1)):
         layer.update(*torch.randn(2, 1, 1, 1, 4))
         copies.append(layer.buffers[0].data_ptr())
-    assert len(set(copies)) == 9 // (SPARE + 1)
+    assert sum(before != after for before, after in pairwise(copies)) == 2
 
 
-def test_layers_with_a_sliding_window_stay_those_of_transformers() -> None:
-    config = Qwen2Config(num_hidden_layers=2, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    kinds = [type(layer) for layer in sampling_cache(config).layers]
-    assert kinds == [SpareLayer, DynamicSlidingWindowLayer]
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "phi3", "gpt_neox", "opt", "mixtral"])
+@torch.inference_mode()
+def test_models_say_of_samples_what_they_say_of_whole_sequences(kind: str) -> None:
+    model, read, mask, ids = _prompts(kind)
+    rng = torch.Generator().manual_seed(1)
+    n = 3
+    ids, seen = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+    with sampling(model, read, mask, n) as cache:
+        assert isinstance(cache, SampleCache)
+        for step in range(8):
+            if step in (0, 4):  # before the first token, and later so that a prompt has none left
+                keep = torch.tensor([0, 2, 3, 4, 5, 8]) if step == 0 else torch.tensor([1, 5])
+                cache.batch_select_indices(keep)
+                ids, seen = ids[keep], seen[keep]
+            token = torch.randint(3, 64, (len(ids), 1), generator=rng)
+            ids, seen = torch.cat([ids, token], 1), torch.nn.functional.pad(seen, (0, 1), value=1)
+            position = seen.cumsum(-1) - 1
+            said = model(
+                input_ids=token, attention_mask=seen, position_ids=position[:, -1:], past_key_values=cache
+            ).logits
+    assert model.config._attn_implementation == "sdpa"
+    whole = model(input_ids=ids, attention_mask=seen, position_ids=position.clamp(min=0), use_cache=False).logits
+    torch.testing.assert_close(said[:, -1], whole[:, -1], atol=1e-5, rtol=1e-4)
 
 
-def test_samples_are_the_same_to_the_last_digit(
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "bloom", "gemma3_text", "deepseek_v3"])
+def test_other_kinds_of_attention_keep_the_cache_of_transformers(kind: str) -> None:
+    model, read, mask, _ = _prompts(kind)
+    kept, layers = model.config._attn_implementation, [type(layer) for layer in read.layers]
+    with sampling(model, read, mask, 2) as cache:
+        assert cache is read and [type(layer) for layer in cache.layers] == layers
+        assert model.config._attn_implementation == kept
+    if kind.startswith("gemma"):
+        assert DynamicSlidingWindowLayer in layers
+
+
+def _prompts(kind: str) -> tuple[Any, DynamicCache, torch.Tensor, torch.Tensor]:
+    """A tiny random model, the cache of three prompts, two of them padded, their mask and ids."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = dict(SMALL)
+    if kind == "deepseek_v3":  # its cache holds keys compressed
+        options |= {"num_key_value_heads": 4, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12}
+        options |= {"q_lora_rank": 8, "kv_lora_rank": 8, "n_routed_experts": 2, "num_experts_per_tok": 1}
+        options |= {"n_group": 1, "topk_group": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options)).eval()
+    ids = torch.randint(3, 64, (3, 6))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = mask[2, :1] = 0
+    read = DynamicCache(config=model.config)
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=read)
+    return model, read, mask, ids
+
+
+def test_attention_with_more_than_softmax_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear has softcap"):
+        attend(torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 1), None, None, None, softcap=50.0)
+
+
+def test_samples_are_those_drawn_with_the_cache_of_transformers(
     tiny_policy: Path, demos: list[Trace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = load_policy(tiny_policy)
     problems = [trace.problem for trace in demos[:6]]
     options = {"n": 4, "max_new_tokens": 40, "temperature": 1.0, "seed": 5}
-    ours = sample(model, tokenizer, problems, **options)
-    monkeypatch.setattr(module, "sampling_cache", lambda config: DynamicCache(config=config))
-    assert sample(model, tokenizer, problems, **options) == ours
+    ours = rollouts.sample(model, tokenizer, problems, **options)
+
+    @contextmanager
+    def repeated(model: Any, read: DynamicCache, mask: torch.Tensor, n: int) -> Any:
+        read.batch_repeat_interleave(n)
+        yield read
+
+    monkeypatch.setattr("rairl.models.cache.sampling", repeated)
+    theirs = rollouts.sample(model, tokenizer, problems, **options)
+    assert [item.ids for item in theirs] == [item.ids for item in ours]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)

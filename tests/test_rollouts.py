@@ -96,9 +96,11 @@ def test_samples_become_judged_traces(tiny_policy: Path, demos: list[Trace]) -> 
     assert short.correct is False and short.answer is None  # cut off before it ended
 
 
-@given(st.text(max_size=40))
-def test_character_ends_reach_the_text(text: str) -> None:
-    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    ends = character_ends(TOKENIZER, ids)
-    assert len(ends) == len(ids) and (not ends or ends[-1] == len(text))
-    assert ends == sorted(ends)
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=4))
+def test_character_ends_reach_the_text(texts: list[str]) -> None:
+    every = [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in texts]
+    for text, ids, ends in zip(texts, every, character_ends(TOKENIZER, every), strict=True):
+        assert len(ends) == len(ids) and (not ends or ends[-1] == len(text))
+        assert ends == sorted(ends)
+        heads = [TOKENIZER.decode(ids[: at + 1], skip_special_tokens=False) for at in range(len(ids))]
+        assert ends == [len(head) for head in heads]

@@ -132,10 +132,8 @@ class LearnedReward:
         by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
         flat = [values for group in by_group for values in group]
         units = reads_of(self.model, batch.traces) if batch.traces else []
-        return [
-            spread_reads(values, ends, character_ends(batch.tokenizer, completion.ids))
-            for values, ends, completion in zip(flat, units, batch.completions, strict=True)
-        ], metrics
+        tokens = character_ends(batch.tokenizer, [completion.ids for completion in batch.completions])
+        return [spread_reads(*one) for one in zip(flat, units, tokens, strict=True)], metrics
 
     def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
         """One advantage per trace, from its last or its mean read: lengths are ``(P, G)``, the result ``(P * G,)``."""

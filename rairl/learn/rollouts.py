@@ -97,41 +97,42 @@ def _sample_batch(
     temperature: float,
     draws: Tensor,
 ) -> list[Completion]:
-    from rairl.models.cache import sampling_cache
+    from transformers import DynamicCache
+
+    from rairl.models.cache import sampling
 
     model.eval()
     device = next(model.parameters()).device
     ids, mask = (part.to(device) for part in pad(prompts, tokenizer.pad_token_id, left=True))
     position = mask.cumsum(-1) - 1
-    cache = sampling_cache(model.config)
+    read = DynamicCache(config=model.config)
     out = model(
-        input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=cache, logits_to_keep=1
+        input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=read, logits_to_keep=1
     )
-    cache.batch_repeat_interleave(n)
     logits = out.logits[:, -1].repeat_interleave(n, dim=0)
-    mask = mask.repeat_interleave(n, dim=0)
     position = position[:, -1].repeat_interleave(n, dim=0)
-    rows = len(prompts) * n
-    alive = torch.arange(rows, device=device)
+    alive = torch.arange(len(position), device=device)
     tokens: list[tuple[Tensor, Tensor, Tensor]] = []
     draws = draws.to(device)
-    for step in range(draws.shape[1]):
-        picked, logprob = draw(logits, temperature, draws[alive, step])
-        tokens.append((alive.cpu(), picked.cpu(), logprob.cpu()))
-        going = picked != tokenizer.eos_token_id
-        if step + 1 == draws.shape[1] or not going.any():
-            break
-        # Dropping finished rows costs a copy of the cache, so it waits until a quarter of the batch is done.
-        if going.float().mean() < 0.75:
-            keep = going.nonzero().squeeze(-1)
-            cache.batch_select_indices(keep)
-            alive, picked, mask, position = alive[keep], picked[keep], mask[keep], position[keep]
-        position = position + 1
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        out = model(
-            input_ids=picked[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache
-        )
-        logits = out.logits[:, -1]
+    with sampling(model, read, mask, n) as cache:
+        mask = mask.repeat_interleave(n, dim=0)
+        for step in range(draws.shape[1]):
+            picked, logprob = draw(logits, temperature, draws[alive, step])
+            tokens.append((alive.cpu(), picked.cpu(), logprob.cpu()))
+            going = picked != tokenizer.eos_token_id
+            if step + 1 == draws.shape[1] or not going.any():
+                break
+            # Dropping finished rows costs a copy of the cache, so it waits until a quarter of the batch is done.
+            if going.float().mean() < 0.75:
+                keep = going.nonzero().squeeze(-1)
+                cache.batch_select_indices(keep)
+                alive, picked, mask, position = alive[keep], picked[keep], mask[keep], position[keep]
+            position = position + 1
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            out = model(
+                input_ids=picked[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache
+            )
+            logits = out.logits[:, -1]
     return _collect(tokens, prompts, n, tokenizer.eos_token_id)
 
 
@@ -145,14 +146,19 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, T
     Returns:
         Ids ``(B,)`` and their log-probabilities at temperature 1, in nats.
     """
-    logprobs = logits.float().log_softmax(-1)
+    # One exponential a token serves the distribution and its normaliser; the vocabulary is the long axis here.
+    shifted = logits.float() - logits.max(-1, keepdim=True).values
+    likelihoods = shifted.exp()
     if temperature == 0:
-        picked = logprobs.argmax(-1)
+        picked = shifted.argmax(-1, keepdim=True)
     else:
-        # In float64, where u * total stays below the total: the token found always has a probability above 0.
-        cumulative = (logprobs / temperature).softmax(-1).double().cumsum(-1)
-        picked = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
-    return picked, logprobs.gather(-1, picked[:, None]).squeeze(-1)
+        cumulative = (likelihoods if temperature == 1 else (shifted / temperature).exp()).cumsum(-1)
+        total = cumulative[:, -1:]
+        # Below the total in its own precision, so that the token found always has a probability above 0.
+        at = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total))).float()
+        picked = torch.searchsorted(cumulative, at, right=True)
+    logprob = shifted.gather(-1, picked) - likelihoods.sum(-1, keepdim=True).log()
+    return picked.squeeze(-1), logprob.squeeze(-1)
 
 
 def _collect(
@@ -222,9 +228,16 @@ def judge(trace: Trace) -> Trace:
     return replace(trace, **changes)  # type: ignore[arg-type]
 
 
-def character_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
-    """Where each token's characters end in the decoded text; tokens of one character (bytes) share an end."""
-    single = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
-    if "".join(single) == tokenizer.decode(list(ids), skip_special_tokens=False):
-        return np.cumsum([len(text) for text in single]).tolist()
-    return [len(tokenizer.decode(list(ids[: count + 1]), skip_special_tokens=False)) for count in range(len(ids))]
+def character_ends(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Per completion, where each token's characters end in the decoded text; tokens of one character share an end."""
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=False)
+    tokens = {token for ids in completions for token in ids}
+    single = {token: tokenizer.decode([token], skip_special_tokens=False) for token in tokens}
+    ends = []
+    for ids, text in zip(completions, texts, strict=True):
+        if "".join(single[token] for token in ids) == text:
+            ends.append(np.cumsum([len(single[token]) for token in ids], dtype=int).tolist())
+        else:
+            heads = (tokenizer.decode(list(ids[: at + 1]), skip_special_tokens=False) for at in range(len(ids)))
+            ends.append([len(head) for head in heads])
+    return ends

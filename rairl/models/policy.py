@@ -202,7 +202,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> list[
 
     A token belongs to the completion when it ends inside it: one that straddles the border is read with the completion.
     """
-    prompts = [render_prompt(tokenizer, trace.problem) for trace in traces]
+    rendered = {problem: render_prompt(tokenizer, problem) for problem in {trace.problem for trace in traces}}
+    prompts = [rendered[trace.problem] for trace in traces]
     batch = tokenizer(
         [prompt + trace.text for prompt, trace in zip(prompts, traces, strict=True)],
         add_special_tokens=False,
