@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rairl.errors import RairlError
-from rairl.learn.alignment import reads_of, spread_reads
+from rairl.learn.alignment import spread_reads
 from rairl.learn.credit import Rule, increments, step_advantages
 from rairl.learn.rollouts import character_ends
 from rairl.serve import content, written
@@ -139,16 +139,15 @@ def _read(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[str],
     completion_ids: Sequence[Sequence[int]],
-) -> list[tuple[np.ndarray, list[int], list[int]]]:
+) -> list[tuple[np.ndarray, np.ndarray, list[int]]]:
     """Per completion the logits ``(K,)``, where the units end, and where the sampled tokens end, in characters."""
     stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     traces = []
     for number, (problem, ids) in enumerate(zip(problems, completion_ids, strict=True)):
         text = list(ids[:-1]) if ids and ids[-1] in stops else list(ids)
         traces.append(written(problem, tokenizer.decode(text, skip_special_tokens=False), str(number)))
-    logits = [values for _, values in model.token_reads(traces)]
     tokens = character_ends(tokenizer, completion_ids)
-    return list(zip(logits, reads_of(model, traces), tokens, strict=True))
+    return [(read.logits, read.ends, ends) for read, ends in zip(model.token_reads(traces), tokens, strict=True)]
 
 
 def _padded(rows: Sequence[np.ndarray]) -> Tensor:

@@ -123,7 +123,7 @@ def test_updates_raise_the_expert_above_the_policy(changes: dict[str, object], m
     fresh = rollout(experts, "x")
 
     def gap() -> float:
-        mean = np.array([one.mean() for one in reward.critic.reads([*experts, *fresh])])
+        mean = np.array([one.logits.mean() for one in reward.critic.reads([*experts, *fresh])])
         return float(mean[: len(experts)].mean() - mean[len(experts) :].mean())
 
     before = gap()

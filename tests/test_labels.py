@@ -129,7 +129,7 @@ def test_reads_before_the_first_wrong_step_count_for_neither_class(
     assert (material.since(0), material.since(1)) == (0, wrong.steps[1].start)
     reward.model.eval()
     loss, last = reward.critic.loss(material, seed=0)
-    good, bad = reward.critic.reads([demos[0], wrong])
+    good, bad = (one.logits for one in reward.critic.reads([demos[0], wrong]))
     assert last[1] == pytest.approx(bad[-1], abs=1e-5)
     # Step by step that is all but the first read, token by token what follows the line break behind step 0.
     tokens = reward.model.tokenizer

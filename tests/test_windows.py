@@ -72,7 +72,8 @@ def test_positions_are_those_of_the_rewards_tokens(tiny_policy: Path, miniature:
     completion = surprise[policy.prompt_tokens :]
     assert (found.at["logprob"], found.at["entropy"]) == (completion[:, 0].argmin(), completion[:, 1].argmax())
     # The reward reads at the end of each step, and of the text.
-    assert reads[0].tolist()[-1] == len(found.ids) - 1 and len(reads[0]) == len(trace.steps) + 1
-    assert found.at["reward"] in reads[0].tolist()
+    assert reads.tokens.tolist()[-1] == len(found.ids) - 1 and len(reads.tokens) == len(trace.steps) + 1
+    assert reads.ends.tolist() == [item.ends[at] for at in reads.tokens]
+    assert found.at["reward"] in reads.tokens.tolist()
     [scores] = model.score([trace])
-    np.testing.assert_allclose(reads[1][:-1], scores.steps)
+    np.testing.assert_allclose(reads.logits[:-1], scores.steps)

@@ -18,6 +18,7 @@ from rairl.traces import Trace
 
 if TYPE_CHECKING:
     from rairl.models.policy import Encoded
+    from rairl.models.reward import TokenReads
 
 BUCKET = 15
 """Tokens in a bucket."""
@@ -63,9 +64,7 @@ class Pointed(NamedTuple):
     at: dict[str, int]
 
 
-def point(
-    trace: Trace, item: Encoded, read: tuple[np.ndarray, np.ndarray], policy: Encoded, surprise: np.ndarray
-) -> Pointed:
+def point(trace: Trace, item: Encoded, read: TokenReads, policy: Encoded, surprise: np.ndarray) -> Pointed:
     """Where the reward, the policy's log-probability and its entropy point.
 
     The reward: where the largest single drop between two of its reads is complete (:func:`largest_drop`). The policy:
@@ -87,7 +86,7 @@ def point(
         span = trace.steps[trace.first_error]
         step = list(range(token_at(item, span.start + 1) - first, token_at(item, span.end) + 1 - first))
     at = {
-        "reward": largest_drop(*read),
+        "reward": largest_drop(read.tokens, read.logits),
         "logprob": token_at(item, int(policy.ends[completion[:, 0].argmin()])) - first,
         "entropy": token_at(item, int(policy.ends[completion[:, 1].argmax()])) - first,
     }

@@ -36,7 +36,7 @@ def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray
     return np.split(values, bounds)
 
 
-def units_of(unit_ends: Sequence[int], token_ends: Sequence[int] | np.ndarray) -> np.ndarray:
+def units_of(unit_ends: Sequence[int] | np.ndarray, token_ends: Sequence[int] | np.ndarray) -> np.ndarray:
     """Index of the unit each token lies in, shape ``(tokens,)``.
 
     Args:
@@ -46,7 +46,7 @@ def units_of(unit_ends: Sequence[int], token_ends: Sequence[int] | np.ndarray) -
     return np.minimum(np.searchsorted(unit_ends, token_ends, side="left"), len(unit_ends) - 1)
 
 
-def spread_reads(values: np.ndarray, unit_ends: Sequence[int], token_ends: Sequence[int]) -> np.ndarray:
+def spread_reads(values: np.ndarray, unit_ends: Sequence[int] | np.ndarray, token_ends: Sequence[int]) -> np.ndarray:
     """One value per unit ``(K,)``, given to the tokens that lie in it; see :func:`units_of`."""
     return values[units_of(unit_ends, token_ends)]
 

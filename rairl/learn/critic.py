@@ -17,7 +17,7 @@ from rairl.errors import RairlError
 from rairl.learn import distributed, objectives
 from rairl.learn.alignment import reads_of, split_reads, unit_logprobs
 from rairl.learn.material import Material
-from rairl.models.reward import Memo, Reads, RewardModel, running_sum
+from rairl.models.reward import Memo, Reads, RewardModel, TokenReads, running_sum
 from rairl.params import RewardParams
 from rairl.traces import Trace
 
@@ -102,16 +102,9 @@ class Critic:
         self.model.eval()
         return np.array(_in_shares(traces, judge))
 
-    @torch.no_grad()
-    def reads(self, traces: Sequence[Trace]) -> list[np.ndarray]:
-        """The reward model's logit at every read of each trace, ``(K,)`` each."""
-
-        def read(own: list[Trace]) -> list[np.ndarray]:
-            reads = self.model.read(own)
-            return split_reads(self.model.logits(reads).double().cpu().numpy(), reads, len(own))
-
-        self.model.eval()
-        return _in_shares(traces, read)
+    def reads(self, traces: Sequence[Trace]) -> list[TokenReads]:
+        """Where the reward model reads each trace, and its logits there."""
+        return _in_shares(traces, self.model.token_reads)
 
     def _logits(self, reads: Reads, traces: Sequence[Trace]) -> Tensor:
         """The logit whose sign is the decision on each read: shape ``(R,)``."""

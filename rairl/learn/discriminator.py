@@ -16,7 +16,7 @@ import torch
 from rairl.errors import RairlError
 from rairl.learn import distributed
 from rairl.learn.adversarial import Batch, Metrics, spread
-from rairl.learn.alignment import reads_of, spread_reads
+from rairl.learn.alignment import spread_reads
 from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
 from rairl.learn.critic import Critic, Policy
 from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
@@ -116,7 +116,8 @@ class LearnedReward:
         """
         self.seen = batch.traces
         with self.scoring():
-            per_trace = self.critic.reads(batch.traces)
+            reads = self.critic.reads(batch.traces)
+        per_trace = [one.logits for one in reads]
         last = np.array([values[-1] for values in per_trace]).reshape(-1, batch.group)
         lengths = np.array([len(item.ids) for item in batch.completions], dtype=float).reshape(last.shape)
         correct = np.array([trace.correct for trace in batch.traces], dtype=float).reshape(last.shape)
@@ -131,9 +132,10 @@ class LearnedReward:
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
         by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
         flat = [values for group in by_group for values in group]
-        units = reads_of(self.model, batch.traces) if batch.traces else []
-        tokens = character_ends(batch.tokenizer, [completion.ids for completion in batch.completions])
-        return [spread_reads(*one) for one in zip(flat, units, tokens, strict=True)], metrics
+        ends = character_ends(batch.tokenizer, [completion.ids for completion in batch.completions])
+        return [
+            spread_reads(values, read.ends, tokens) for values, read, tokens in zip(flat, reads, ends, strict=True)
+        ], metrics
 
     def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
         """One advantage per trace, from its last or its mean read: lengths are ``(P, G)``, the result ``(P * G,)``."""

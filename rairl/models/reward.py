@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -99,6 +99,20 @@ class Reads:
     features: Tensor
     trace: Tensor
     token: Tensor
+
+
+class TokenReads(NamedTuple):
+    """Where a trace is read and what is said there, ``(reads,)`` each.
+
+    Attributes:
+        tokens: indices in its completion, from 0.
+        ends: where these tokens end in its text, in characters.
+        logits: float64.
+    """
+
+    tokens: np.ndarray
+    ends: np.ndarray
+    logits: np.ndarray
 
 
 def joined(reads: Sequence[tuple[Tensor, list[int]]]) -> Reads:
@@ -334,16 +348,18 @@ class RewardModel(nn.Module):
         return scores
 
     @torch.no_grad()
-    def token_reads(self, traces: Sequence[Trace]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Where in its completion each trace is read (token indices from 0), and the logits: ``(reads,)`` both."""
+    def token_reads(self, traces: Sequence[Trace]) -> list[TokenReads]:
+        """Where each trace is read, and the logits there."""
         self.eval()
         encoded = encode(self.tokenizer, traces)
         reads = joined(self._read(traces, encoded))
         logits, owner = self.logits(reads).double().cpu().numpy(), reads.trace.numpy()
         bounds = np.searchsorted(owner, np.arange(len(traces) + 1))
-        first = np.array([item.prompt_tokens for item in encoded])
-        places = reads.token.numpy() - first[owner]
-        return [(places[start:end], logits[start:end]) for start, end in pairwise(bounds)]
+        found = []
+        for item, (start, end) in zip(encoded, pairwise(bounds), strict=True):
+            tokens = reads.token.numpy()[start:end] - item.prompt_tokens
+            found.append(TokenReads(tokens, item.ends[tokens], logits[start:end]))
+        return found
 
     def _score(self, traces: Sequence[Trace]) -> list[Scores]:
         encoded = encode(self.tokenizer, traces)
