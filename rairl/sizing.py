@@ -140,11 +140,12 @@ def memory(plan: Plan, gpus: int) -> dict[str, float]:
     share = per_gpu(plan.rows, gpus) * plan.length
     batch = min(plan.micro_batch, share)
     trained = plan.policy.adapters(plan.rank) + plan.reward.adapters(plan.rank)
+    drawn = per_gpu(plan.rows, gpus) * plan.completion + per_gpu(plan.prompts, gpus) * plan.prompt
     parts = {
         "policy": 2.0 * plan.policy.parameters,
         "reward": 2.0 * plan.reward.parameters,
         "adapters, gradients, Adam": 16.0 * trained,
-        "generate": float(share * plan.policy.cache()),
+        "generate": float(drawn * plan.policy.cache()),
         # logits in bfloat16 and in float32, their log-softmax and its gradient are there together
         "update policy": float(batch * (plan.policy.activations(plan.rank) + 14 * plan.policy.vocabulary)),
         # the reward reads all of its share before it goes back
@@ -161,7 +162,8 @@ def seconds(plan: Plan, gpus: int, gpu: Gpu) -> dict[str, float]:
     rows = per_gpu(plan.rows, gpus)
     tokens, rate = rows * plan.length, gpu.operations * gpu.reached
     policy, reward = plan.policy.forward(plan.length), plan.reward.forward(plan.length)
-    streamed = 2 * plan.policy.parameters + rows * (plan.prompt + plan.completion / 2) * plan.policy.cache()
+    keys = rows * plan.completion / 2 + per_gpu(plan.prompts, gpus) * plan.prompt  # a prompt's serve all its samples
+    streamed = 2 * plan.policy.parameters + keys * plan.policy.cache()
     decode = max(streamed / (gpu.bandwidth * gpu.reached_bandwidth), rows * policy / rate, gpu.per_token)
     traces = per_gpu(plan.traces_per_update, gpus)
     sent = 4 * (plan.policy.adapters(plan.rank) + plan.updates * plan.reward.adapters(plan.rank))

@@ -141,6 +141,8 @@ def test_memory_is_the_sum_of_what_is_held_and_the_largest_of_what_passes() -> N
     assert parts["peak"] == held + passing
     assert parts["policy"] == 2 * LLAMA_8B.parameters
     assert memory(FITTING, 1)["generate"] == pytest.approx(8 * parts["generate"])  # rows are shared
+    # 128 completions of 824 tokens and 16 prompts of 300, 131,072 bytes of keys and values each
+    assert memory(PUBLISHED, 1)["generate"] == (128 * 824 + 16 * 300) * 131_072
     assert memory(FITTING, 64)["peak"] < Gpu().memory < memory(PUBLISHED, 8)["peak"]
 
 
