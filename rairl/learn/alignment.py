@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rairl.models.policy import batches_by_length, encode, pad, token_logprobs
-from rairl.models.reward import Reads, RewardModel, read_tokens
+from rairl.models.reward import RewardModel, read_tokens
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ def reads_of(model: RewardModel, traces: Sequence[Trace]) -> list[list[int]]:
         tokens = read_tokens(item, trace, model.params.granularity, model.params.interval)
         ends.append([int(item.ends[token - item.prompt_tokens]) for token in tokens])
     return ends
-
-
-def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray]:
-    """Values of all reads ``(R,)`` as one array per trace."""
-    bounds = np.searchsorted(reads.trace.numpy(), np.arange(1, count))
-    return np.split(values, bounds)
 
 
 def units_of(unit_ends: Sequence[int] | np.ndarray, token_ends: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rairl.errors import RairlError
 from rairl.learn import distributed, objectives
-from rairl.learn.alignment import reads_of, split_reads, unit_logprobs
+from rairl.learn.alignment import reads_of, unit_logprobs
 from rairl.learn.material import Material
-from rairl.models.reward import Memo, Reads, RewardModel, TokenReads, running_sum
+from rairl.models.reward import Memo, Reads, RewardModel, TokenReads, running_sum, split_reads
 from rairl.params import RewardParams
 from rairl.traces import Trace
 

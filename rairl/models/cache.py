@@ -43,11 +43,16 @@ class Grid:
         samples.view(-1)[places] = every
         return cls(samples, places)
 
+    @property
+    def full(self) -> bool:
+        """Whether every prompt has as many samples, so that rows need only another order."""
+        return self.samples.numel() == len(self.places)
+
     def spread(self, x: Tensor, heads: int) -> Tensor:
         """``(B * heads, G, E)`` of the samples as ``(P * heads, N * G, E)`` of their prompts."""
         prompts, n = self.samples.shape
         rows = x.reshape(-1, heads, *x.shape[1:])
-        if self.samples.numel() > len(self.places):
+        if not self.full:
             rows = rows.index_select(0, self.samples.view(-1))
         return rows.reshape(prompts, n, *rows.shape[1:]).transpose(1, 2).reshape(prompts * heads, -1, x.shape[-1])
 
@@ -56,7 +61,7 @@ class Grid:
         prompts, n = self.samples.shape
         parts = x.reshape(prompts, heads, n, -1, x.shape[-1]).transpose(1, 2)
         rows = parts.reshape(-1, *parts.shape[2:])
-        if self.samples.numel() > len(self.places):
+        if not self.full:
             rows = rows.index_select(0, self.places)
         return rows.reshape(-1, *rows.shape[2:])
 

@@ -293,6 +293,8 @@ class SharedPrompts:
         """
         from transformers import DynamicCache
 
+        from rairl.models.blocks import in_blocks
+
         if not self.heads.shape[1]:
             return model(input_ids=self.tails, use_cache=False, **options)
         if len(self.heads) == len(self.tails) == 1 and self.heads.shape[1] + self.tails.shape[1] > LONG:
@@ -309,7 +311,8 @@ class SharedPrompts:
         keep = {} if model.get_output_embeddings() is None else {"logits_to_keep": 1}
         model(input_ids=self.heads, past_key_values=cache, use_cache=True, **keep)
         cache.batch_select_indices(self.owner)
-        return model(input_ids=self.tails, past_key_values=cache, use_cache=True, **where, **options)
+        with in_blocks(model):
+            return model(input_ids=self.tails, past_key_values=cache, use_cache=True, **where, **options)
 
     def _read_whole(self, model: PreTrainedModel, where: dict[str, Tensor], options: dict[str, Any]) -> ModelOutput:
         """The same, each row reading its own prompt: head, gap and tail side by side."""

@@ -11,7 +11,6 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -123,6 +122,12 @@ def joined(reads: Sequence[tuple[Tensor, list[int]]]) -> Reads:
         torch.arange(len(reads)).repeat_interleave(counts),
         torch.tensor([token for _, tokens in reads for token in tokens]),
     )
+
+
+def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray]:
+    """Values of all reads ``(R,)`` as one array per trace, of ``count``."""
+    bounds = np.searchsorted(reads.trace.numpy(), np.arange(1, count))
+    return np.split(values, bounds)
 
 
 def read_tokens(encoded: Encoded, trace: Trace, granularity: Granularity, interval: int) -> list[int]:
@@ -334,7 +339,6 @@ class RewardModel(nn.Module):
         Raises:
             RairlError: for a trace without text.
         """
-        self.eval()
         empty = [trace.id for trace in traces if not trace.text]
         if empty:
             raise RairlError(f"trace {empty[0]!r} has no text; only solved problems can be scored")
@@ -342,7 +346,9 @@ class RewardModel(nn.Module):
         bar = tqdm(total=len(traces), desc="scoring", unit="trace", disable=not progress)
         for start in range(0, len(traces), chunk):
             part = traces[start : start + chunk]
-            scores += self._score(part)
+            for trace, read in zip(part, self.token_reads(part), strict=True):
+                at = np.searchsorted(read.ends, [step.end for step in trace.steps])
+                scores.append(Scores(read.logits[at], float(read.logits[-1])))
             bar.update(len(part))
         bar.close()
         return scores
@@ -350,30 +356,17 @@ class RewardModel(nn.Module):
     @torch.no_grad()
     def token_reads(self, traces: Sequence[Trace]) -> list[TokenReads]:
         """Where each trace is read, and the logits there."""
-        self.eval()
+        if self.training:  # a walk over all layers, which a server would pay at every request
+            self.eval()
         encoded = encode(self.tokenizer, traces)
         reads = joined(self._read(traces, encoded))
-        logits, owner = self.logits(reads).double().cpu().numpy(), reads.trace.numpy()
-        bounds = np.searchsorted(owner, np.arange(len(traces) + 1))
+        logits = split_reads(self.logits(reads).double().cpu().numpy(), reads, len(traces))
+        tokens = split_reads(reads.token.numpy(), reads, len(traces))
         found = []
-        for item, (start, end) in zip(encoded, pairwise(bounds), strict=True):
-            tokens = reads.token.numpy()[start:end] - item.prompt_tokens
-            found.append(TokenReads(tokens, item.ends[tokens], logits[start:end]))
+        for item, read, said in zip(encoded, tokens, logits, strict=True):
+            own = read - item.prompt_tokens
+            found.append(TokenReads(own, item.ends[own], said))
         return found
-
-    def _score(self, traces: Sequence[Trace]) -> list[Scores]:
-        encoded = encode(self.tokenizer, traces)
-        reads = joined(self._read(traces, encoded))
-        logits = self.logits(reads).double().cpu().numpy()
-        owner, tokens = reads.trace.numpy(), reads.token.numpy()
-        bounds = np.searchsorted(owner, np.arange(len(traces) + 1))
-        scores = []
-        for index, (item, trace) in enumerate(zip(encoded, traces, strict=True)):
-            mine = slice(bounds[index], bounds[index + 1])
-            ends = [token_at(item, step.end) for step in trace.steps]
-            at = np.searchsorted(tokens[mine], ends)
-            scores.append(Scores(logits[mine][at] if ends else np.zeros(0), float(logits[mine][-1])))
-        return scores
 
     # --- folder -----------------------------------------------------------------------------------------------------
 
