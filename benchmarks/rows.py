@@ -323,12 +323,12 @@ def large_file(m: Material, runs: int, machine: Machine, count: int = 512) -> li
 STAGE = """
 import sys
 from pathlib import Path
+from rairl.courier import stage_run
 from rairl.params import load_params
 from rairl.processes import uncollected
-from rairl.tracking import stage_run
-with uncollected():  # as rairl.stages.load_libraries does
-    import rairl.learn.adversarial, rairl.models.reward, transformers
 with stage_run("grpo", load_params(sys.argv[1]), log_dir=Path("metrics")) as run:
+    with uncollected():  # as rairl.stages.load_libraries does
+        import rairl.learn.adversarial, rairl.models.reward, transformers
     run.log({"loss": 1.0}, 0)
 """
 

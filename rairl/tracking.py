@@ -68,7 +68,7 @@ _NOISY = ("mlflow", "alembic", "urllib3.connectionpool")
 
 
 class Run:
-    """The tracking run of one stage; made by :func:`stage_run`.
+    """The tracking run of one stage, as the process that delivers its records has it (:mod:`rairl.courier`).
 
     Attributes:
         run_id: of the stage's run, None until the store has answered.
@@ -89,7 +89,7 @@ class Run:
             **_pipeline_tag(),
         }
         self._uri = tracking_uri(root)
-        self._started = _now()
+        self._started = now()
         self._experiment_id = ""
         self._client: MlflowClient | None = None
         self._rows: list[tuple[str, float, int, int]] = []
@@ -101,21 +101,25 @@ class Run:
         self._warned = False
         self._off = False
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics of one training step. Buffered: a call costs microseconds, every ten seconds a request."""
-        now = _now()
-        self._rows += [(metric_name(key), float(value), now, step) for key, value in metrics.items()]
+    def log(self, metrics: Mapping[str, float], step: int, *, at: int | None = None) -> None:
+        """Record metrics of one training step. Buffered: a call costs microseconds, every ten seconds a request.
+
+        Args:
+            at: when they were measured, in milliseconds of the clock; now, if it isn't said.
+        """
+        at = at or now()
+        self._rows += [(metric_name(key), float(value), at, step) for key, value in metrics.items()]
         if len(self._rows) >= _BATCH or time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
     def log_estimates(self, figures: Mapping[str, Estimate]) -> None:
         """Record final figures: with ``.low``, ``.high`` and ``.n`` on the stage's run, values on the pipeline's."""
-        now = _now()
+        at = now()
         known = {metric_name(key): figure for key, figure in figures.items() if not math.isnan(figure.value)}
         for key, figure in known.items():
             parts = {key: figure.value, f"{key}.low": figure.low, f"{key}.high": figure.high, f"{key}.n": figure.n}
-            self._rows += [(name, float(value), now, 0) for name, value in parts.items() if not math.isnan(value)]
-        values = [(key, float(figure.value), now, 0) for key, figure in known.items()]
+            self._rows += [(name, float(value), at, 0) for name, value in parts.items() if not math.isnan(value)]
+        values = [(key, float(figure.value), at, 0) for key, figure in known.items()]
         self._send("figures", lambda client: _log_rows(client, self.parent_id or "", values))
 
     def log_input(self, path: str | Path, *, name: str) -> None:
@@ -219,7 +223,7 @@ class Run:
         data = ("dev", self._digests["dev"]) if "dev" in self._digests else (None, None)
         client.log_batch(
             run_id,
-            [Metric(key, value, _now(), step, model.model_id, *data, run_id) for key, value in scores.items()],
+            [Metric(key, value, now(), step, model.model_id, *data, run_id) for key, value in scores.items()],
         )
         name = self._params.tracking.registered_model
         _create_once(
@@ -347,10 +351,21 @@ class Run:
                 )
         return found
 
-    def _close(self, status: str, error: BaseException | None = None) -> None:
+    def open(self) -> None:
+        """Make the run, if the store answers."""
+        self._flush()
+
+    def close(self, status: str, error: str = "") -> None:
+        """End the run, and deliver what is still to be delivered, if the store answers.
+
+        Args:
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            error: becomes the tag ``rairl.error``.
+        """
+
         def send(client: MlflowClient) -> None:
-            if error is not None:
-                client.set_tag(self.run_id or "", "rairl.error", f"{type(error).__name__}: {error}"[:500])
+            if error:
+                client.set_tag(self.run_id or "", "rairl.error", error[:500])
             client.set_terminated(self.run_id or "", status)
             client.set_terminated(self.parent_id or "", status)
 
@@ -359,59 +374,57 @@ class Run:
         self._flush(last=True)
 
 
-class NullRun(Run):
-    """A run that records nothing, for calling a stage function outside a pipeline."""
+class SentRun(Run):
+    """A run whose records somebody else takes.
 
-    def __init__(self) -> None:
-        """Nothing to set up."""
+    Args:
+        send: is called with the name of a method of :class:`Run` and its arguments, all of plain values.
+    """
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Do nothing."""
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._pass = send
+
+    def open(self) -> None:
+        """Send it."""
+        self._pass("open")
+
+    def close(self, status: str, error: str = "") -> None:
+        """Send it."""
+        self._pass("close", status, error)
+
+    def log(self, metrics: Mapping[str, float], step: int, *, at: int | None = None) -> None:
+        """Send it, with the time."""
+        self._pass("log", {key: float(value) for key, value in metrics.items()}, step, at=at or now())
 
     def log_estimates(self, figures: Mapping[str, Estimate]) -> None:
-        """Do nothing."""
+        """Send it."""
+        self._pass("log_estimates", dict(figures))
 
     def log_input(self, path: str | Path, *, name: str) -> None:
-        """Do nothing."""
+        """Send it; the file has to stay until the run is closed."""
+        self._pass("log_input", Path(path), name=name)
 
     def log_artifact(self, path: str | Path, *, of_pipeline: bool = False) -> None:
-        """Do nothing."""
+        """Send it; file or folder have to stay until the run is closed."""
+        self._pass("log_artifact", Path(path), of_pipeline=of_pipeline)
 
     def register_reward(
         self, folder: str | Path, step: int, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None
     ) -> None:
-        """Do nothing."""
+        """Send it; the folder has to stay until the run is closed."""
+        scores = {key: float(value) for key, value in metrics.items()}
+        self._pass("register_reward", Path(folder), step, scores, dict(tags or {}))
 
     def promote_champion(self, criterion: str, *, higher_is_better: bool = True) -> None:
-        """Do nothing."""
+        """Send it."""
+        self._pass("promote_champion", criterion, higher_is_better=higher_is_better)
 
 
-@contextmanager
-def stage_run(
-    name: str, params: Params, *, log_dir: Path, root: Path = Path("."), card: Path | None = None
-) -> Iterator[Run]:
-    """Track one stage: a child of the pipeline's run, which is found by parameters and commit or made.
+class NullRun(SentRun):
+    """A run that records nothing, for calling a stage function outside a pipeline."""
 
-    The run ends as FINISHED, as KILLED on Ctrl-C, and as FAILED on any other exception.
-
-    Args:
-        name: the stage.
-        params: logged whole, as ``section.key``.
-        log_dir: where the metrics files are; named in the warning when MLflow cannot be reached.
-        root: the project's folder, home of the default store.
-        card: the data card (``data/card.json``), whose digest becomes the tag ``rairl.data``.
-    """
-    run = Run(name, params, log_dir=log_dir, root=Path(root), card=card)
-    run._flush()
-    try:
-        yield run
-    except KeyboardInterrupt as error:
-        run._close("KILLED", error)
-        raise
-    except BaseException as error:
-        run._close("FAILED", error)
-        raise
-    run._close("FINISHED")
+    def __init__(self) -> None:
+        super().__init__(lambda *_, **__: None)
 
 
 class Verdict(NamedTuple):
@@ -717,7 +730,8 @@ def flatten(params: Params) -> dict[str, str]:
     return {key: item if isinstance(item, str) else json.dumps(item) for key, item in flat.items()}
 
 
-def _now() -> int:
+def now() -> int:
+    """The time in milliseconds, as MLflow counts it."""
     return int(time.time() * 1000)
 
 

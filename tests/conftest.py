@@ -77,7 +77,7 @@ def first_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("first")
     code = (
         "import sys; from pathlib import Path\n"
-        "from rairl.params import load_params; from rairl.tracking import stage_run\n"
+        "from rairl.courier import stage_run; from rairl.params import load_params\n"
         "params = load_params(sys.argv[1]); tracking = params.tracking.model_copy(update={'experiment': 'first'})\n"
         "params = params.model_copy(update={'tracking': tracking})\n"
         "with stage_run('sft', params, log_dir=Path('metrics')) as run: run.log({'loss': 1.0}, 0)\n"

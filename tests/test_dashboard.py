@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from browser import chromium, needs_browser
 
+from rairl.courier import stage_run
 from rairl.dashboard import FIGURES, version_note
 from rairl.params import Params
 from rairl.stats import Estimate
-from rairl.tracking import stage_run, views
+from rairl.tracking import views
 
 
 def test_a_version_says_where_it_comes_from(miniature: Params) -> None:

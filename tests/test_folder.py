@@ -10,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from rairl.cli import app
+from rairl.courier import stage_run
 from rairl.errors import RairlError
 from rairl.models.folder import export, model_card, write_card
 from rairl.models.reward import RewardModel, new_reward
@@ -17,7 +18,7 @@ from rairl.params import Params
 from rairl.stages.prepare import prepare
 from rairl.stages.rairl import write_scores
 from rairl.traces import Trace
-from rairl.tracking import NullRun, stage_run
+from rairl.tracking import NullRun
 
 
 @pytest.fixture

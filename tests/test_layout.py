@@ -102,7 +102,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
     def stage_run(*_: Any, **__: Any) -> Any:
         yield NullRun()
 
-    monkeypatch.setattr("rairl.tracking.stage_run", stage_run)
+    monkeypatch.setattr("rairl.courier.stage_run", stage_run)
 
     def use(function: Any, name: str = "prepare") -> None:
         module = ModuleType(f"rairl.stages.{name}")

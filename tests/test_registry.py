@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rairl.cli import app
+from rairl.courier import stage_run
 from rairl.dashboard import short
 from rairl.params import Params, load_params
 from rairl.registry import find, read_versions
-from rairl.tracking import data_tag, stage_run
+from rairl.tracking import data_tag
 
 
 def ask(*words: str) -> Result:

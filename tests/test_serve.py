@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rairl.courier import stage_run
 from rairl.errors import RairlError
 from rairl.models.reward import Calibration, Scores
 from rairl.params import Params
 from rairl.serve import MAX_SOLUTIONS, REQUIREMENTS, Solution, judge, requirements, to_trace, to_traces
 from rairl.traces import Trace
-from rairl.tracking import stage_run, tracking_uri
+from rairl.tracking import tracking_uri
 
 TEXT = "<think>\n2 + 2 = 4\n4 * 3 = 12\n</think>\n<answer>\n12\n</answer>"
 

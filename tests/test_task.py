@@ -95,7 +95,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
     def stage_run(*_: Any, **__: Any) -> Any:
         yield NullRun()
 
-    monkeypatch.setattr("rairl.tracking.stage_run", stage_run)
+    monkeypatch.setattr("rairl.courier.stage_run", stage_run)
     monkeypatch.setattr("rairl.tracking.run_links", lambda *_: {"mlflow.run_id": "abc"})
 
     def use(function: Any) -> None:

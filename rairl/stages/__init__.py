@@ -200,17 +200,17 @@ def _follow(name: str, params: Params, inputs: Mapping[str, Path], outputs: Mapp
 def _lead(
     name: str, params: Params, root: Path, inputs: Mapping[str, Path], outputs: dict[str, Path]
 ) -> dict[str, Estimate]:
+    from rairl.courier import stage_run
     from rairl.stats import exact
-    from rairl.tracking import stage_run
 
-    stage = _stage(name)
     metrics = outputs.pop("metrics")
     metrics.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         drafts = {arg: _draft(path, stack) for arg, path in outputs.items()}
-        start = time.monotonic()
         card = inputs["data"] / "card.json" if "data" in inputs else None
         with stage_run(name, params, log_dir=metrics.parent, root=Path(root), card=card) as run:
+            stage = _stage(name)  # it imports for seconds, as the tracking does, in a process of its own
+            start = time.monotonic()
             found = stage(params, run, **inputs, **drafts)
             figures = {key: figure for key, figure in found.items() if not any(map(math.isnan, figure))}
             figures[f"time.{name}"] = exact(time.monotonic() - start)

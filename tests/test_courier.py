@@ -1,0 +1,153 @@
+"""The process that delivers: what the stage is spared, and what is recorded when one of the two dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rairl.courier import Courier, stage_run
+from rairl.params import Params
+from rairl.tracking import now
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+MINIATURE = Path(__file__).with_name("miniature.yaml")
+
+
+@pytest.fixture
+def client(project: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
+@pytest.fixture
+def hired(monkeypatch: pytest.MonkeyPatch) -> list[Courier]:
+    """The couriers of this test, which takes none over from another."""
+    made: list[Courier] = []
+    monkeypatch.setattr("rairl.courier._idle", [])
+    start = Courier.__init__
+
+    def noted(self: Courier) -> None:
+        start(self)
+        made.append(self)
+
+    monkeypatch.setattr(Courier, "__init__", noted)
+    return made
+
+
+def stage_of(client: MlflowClient, status: str) -> MlflowRun:
+    """The run of the stage ``sft`` when it has a status; it is waited for."""
+    for _ in range(600):
+        experiment = client.get_experiment_by_name("rairl")
+        found = client.search_runs([experiment.experiment_id], "tags.`rairl.stage` = 'sft'") if experiment else []
+        if found and found[0].info.status == status:
+            return found[0]
+        time.sleep(0.1)
+    raise TimeoutError(f"no run is {status} after a minute")
+
+
+def test_stages_one_after_the_other_share_a_process_and_nested_ones_do_not(
+    project: Path, miniature: Params, hired: list[Courier], client: MlflowClient
+) -> None:
+    options = {"log_dir": project / "metrics", "root": project}
+    with stage_run("sft", miniature, **options), stage_run("peer", miniature, **options):
+        pass
+    assert len(hired) == 2
+    with stage_run("grpo", miniature, **options):
+        pass
+    assert len(hired) == 2
+
+
+def test_a_row_has_the_time_of_its_step_not_of_its_delivery(
+    project: Path, miniature: Params, hired: list[Courier], client: MlflowClient
+) -> None:
+    with stage_run("sft", miniature, log_dir=project / "metrics", root=project) as run:
+        before = now()
+        run.log({"loss": 1.0}, 0)  # the process is still importing MLflow
+        after = now()
+    (row,) = client.get_metric_history(run.run_id or "", "loss")
+    assert before <= row.timestamp <= after
+
+
+def test_a_server_that_hangs_holds_nothing_up(
+    project: Path, miniature: Params, hired: list[Courier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with stage_run("sft", miniature, log_dir=project / "metrics", root=project) as run:
+            start = time.perf_counter()
+            for step in range(20_000):  # more than a pipe holds
+                run.log({"loss": 1.0, "accuracy": 0.5}, step)
+            spent = time.perf_counter() - start
+    assert spent < 20_000 * 1e-3 and run.run_id is None
+
+
+def test_what_is_to_be_kept_and_is_not_there_is_told_at_the_end(
+    project: Path, miniature: Params, client: MlflowClient
+) -> None:
+    def stage() -> None:
+        with stage_run("sft", miniature, log_dir=project / "metrics", root=project) as run:
+            run.log_artifact(project / "none")
+            run.log({"loss": 1.0}, 0)
+
+    with pytest.raises(FileNotFoundError, match="none does not exist, so it cannot be kept with the run"):
+        stage()
+    assert stage_of(client, "FINISHED").data.metrics == {"loss": 1.0}
+
+
+CODE = """
+import sys, time
+from pathlib import Path
+from rairl.courier import stage_run
+from rairl.params import load_params
+with stage_run("sft", load_params(sys.argv[1]), log_dir=Path("metrics")) as run:
+    run.log({"loss": 1.0}, 0)
+    print("going", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_command_that_is_killed_leaves_a_failed_run(project: Path, client: MlflowClient, number: int) -> None:
+    command = [sys.executable, "-c", CODE, str(MINIATURE)]
+    with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"going\n"
+        (os.kill if number == signal.SIGKILL else os.killpg)(process.pid, number)  # a runner ends the whole group
+    run = stage_of(client, "FAILED")
+    assert run.data.tags["rairl.error"] == "the stage's process was killed"
+    assert run.data.metrics == {"loss": 1.0}
+
+
+def test_without_its_process_a_stage_goes_on_and_the_next_one_gets_another(
+    project: Path, miniature: Params, hired: list[Courier], client: MlflowClient, caplog: Any
+) -> None:
+    options = {"log_dir": project / "metrics", "root": project}
+    with stage_run("sft", miniature, **options) as run:
+        hired[0].process.kill()
+        hired[0].process.wait()
+        for step in range(100):
+            run.log({"loss": 1.0}, step)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning == "The process that delivers to MLflow is gone; the stage goes on without tracking."
+    with stage_run("sft", miniature, **options) as run:
+        pass
+    assert stage_of(client, "FINISHED").info.run_id == run.run_id
+    hired[1].process.kill()  # while it waits for a stage
+    hired[1].process.wait()
+    with stage_run("peer", miniature, **options) as run:
+        pass
+    assert run.run_id and len(hired) == 3
