@@ -21,7 +21,6 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from rairl.errors import RairlError
 from rairl.params import Params
 from rairl.tracking import Run, SentRun
 
@@ -48,32 +47,28 @@ def stage_run(
         root: the project's folder, home of the default store.
         card: the data card (``data/card.json``), whose digest becomes the tag ``rairl.data``.
 
-    Raises:
-        FileNotFoundError, RairlError: at the end, when the stage had a file kept that isn't there.
+    Files and folders that the run is given have to be there, and to stay until the context ends; a method raises
+    FileNotFoundError for one that isn't there.
     """
     courier = _waiting() or Courier()
     courier.send("begin", dict(os.environ), os.getcwd(), name, params, log_dir=log_dir, root=Path(root), card=card)
-    run = SentRun(courier.send)
+    run = SentRun(courier.send_present)
     run.open()
     try:
         yield run
     except BaseException as error:
         _end(run, courier, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
         raise
-    refused = _end(run, courier, "FINISHED")
-    if refused is not None:
-        raise refused
+    _end(run, courier, "FINISHED")
 
 
-def _end(run: Run, courier: Courier, status: str, error: BaseException | None = None) -> Exception | None:
-    """Close a run, whose ids are known from then on; returns what it refused, if anything."""
+def _end(run: Run, courier: Courier, status: str, error: BaseException | None = None) -> None:
+    """Close a run, whose ids are known from then on."""
     run.close(status, "" if error is None else f"{type(error).__name__}: {error}")
-    reply = courier.ask("outcome")
-    if reply is None:
-        return None
-    _idle.append(courier)
-    run.run_id, run.parent_id, refused = reply
-    return refused
+    ids = courier.ask("ids")
+    if ids is not None:
+        run.run_id, run.parent_id = ids
+        _idle.append(courier)
 
 
 def _waiting() -> Courier | None:
@@ -108,6 +103,17 @@ class Courier:
             self._pipe.send((what, args, options))
         except OSError:
             self._lose()
+
+    def send_present(self, what: str, *args: Any, **options: Any) -> None:
+        """The same, if the paths among its arguments exist.
+
+        Raises:
+            FileNotFoundError: for one that doesn't.
+        """
+        for path in args:
+            if isinstance(path, Path) and not path.exists():
+                raise FileNotFoundError(f"{path} does not exist, so it cannot be kept with the run")
+        self.send(what, *args, **options)
 
     def ask(self, what: str) -> Any:
         """What comes back when all is done that was sent before; None if the process is gone."""
@@ -151,19 +157,18 @@ def deliver(end: int) -> None:
     logging.getLogger("rairl").addHandler(_Teller(pipe))
     Thread(target=_take, args=(pipe, inbox.put), daemon=True).start()
     run: Any = None
-    refused: Exception | None = None
     for what, args, options in iter(inbox.get, None):
         if what == "begin":
-            run, refused = _begin(*args, **options), None
-        elif what == "outcome":
+            run = _begin(*args, **options)
+        elif what == "ids":
             with suppress(OSError):
-                pipe.send((run.run_id, run.parent_id, refused))
+                pipe.send((run.run_id, run.parent_id))
             run = None
         else:
             try:
                 getattr(run, what)(*args, **options)
-            except (FileNotFoundError, RairlError) as error:
-                refused = refused or error
+            except Exception as error:  # a file that is gone by now, say; what comes after it is still to be delivered
+                logger.warning("MLflow did not get %s: %s", what, error)
     if run is not None:
         run.close("FAILED", "the stage's process was killed")
 

@@ -141,8 +141,6 @@ class Run:
     def log_artifact(self, path: str | Path, *, of_pipeline: bool = False) -> None:
         """Keep a file, or a folder under its own name, with the stage's run, or with the pipeline's."""
         path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist, so it cannot be kept with the run")
         folder = path.name if path.is_dir() else None
 
         def send(client: MlflowClient) -> None:
@@ -168,8 +166,6 @@ class Run:
             tags: further tags of the version.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise RairlError(f"{folder} does not exist; a saved reward model is needed to register one")
         scores = {metric_name(key): float(value) for key, value in metrics.items()}
         labels = {
             **self._tags,

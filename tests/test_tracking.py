@@ -82,7 +82,8 @@ def track(project: Path, miniature: Params) -> Callable[..., object]:
 
 def runs_of(client: object) -> tuple[list, dict[str, object]]:
     """Parents, and children by stage, of the experiment."""
-    runs = client.search_runs([client.get_experiment_by_name("rairl").experiment_id])
+    experiment = client.get_experiment_by_name("rairl")
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
     parents = [run for run in runs if run.data.tags["rairl.stage"] == "pipeline"]
     return parents, {run.data.tags["rairl.stage"]: run for run in runs if run not in parents}
 
@@ -239,7 +240,7 @@ def test_a_null_run_takes_every_call(tmp_path: Path) -> None:
 
 def test_what_is_not_there_cannot_be_recorded(track, project: Path) -> None:
     with track() as run:
-        with pytest.raises(RairlError, match="nowhere does not exist"):
+        with pytest.raises(FileNotFoundError, match="nowhere does not exist, so it cannot be kept with the run"):
             run.register_reward(project / "nowhere", 1, {})
         with pytest.raises(FileNotFoundError):
             run.log_artifact(project / "nowhere")
