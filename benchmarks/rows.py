@@ -327,15 +327,22 @@ from rairl.courier import stage_run
 from rairl.params import load_params
 from rairl.processes import uncollected
 with stage_run("grpo", load_params(sys.argv[1]), log_dir=Path("metrics")) as run:
-    with uncollected():  # as rairl.stages.load_libraries does
-        import rairl.learn.adversarial, rairl.models.reward, transformers
-    run.log({"loss": 1.0}, 0)
+    with uncollected():
+        {imports}
+    run.log({{"loss": 1.0}}, 0)
 """
+"""A stage that does nothing, in the order of :func:`rairl.stages.run_stage`."""
+IMPORTS = {
+    "a stage's parameters and tracking": "import rairl.stages.posttrain",
+    "the same with torch and transformers": "import rairl.learn.adversarial, rairl.models.reward, transformers",
+    "the same with transformers' modelling code": "import rairl.stages; rairl.stages.load_libraries()",
+}
+"""What stages import at least: those that count, those that train, and what loading any model takes besides."""
 
 
 def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
     """What a stage costs that does nothing, and a `make repro` that finds nothing to do (where it has been run)."""
-    bare, stage, repro = Times(), Times(), Times()
+    bare, repro, stages = Times(), Times(), {name: Times() for name in IMPORTS}
     with tempfile.TemporaryDirectory() as scratch:
 
         def run(code: str) -> float:
@@ -343,12 +350,16 @@ def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
             subprocess.run([sys.executable, "-c", code, file], cwd=scratch, check=True, capture_output=True)
             return 1
 
-        run(STAGE)  # makes the tracking store
+        codes = {name: STAGE.format(imports=imports) for name, imports in IMPORTS.items()}
+        run(next(iter(codes.values())))  # makes the tracking store
         for _ in range(runs):
             bare.timed(lambda: run("pass"))
-            stage.timed(lambda: run(STAGE))
-    extra = statistics.median(b - a for a, b in zip(bare.clock, stage.clock, strict=True))
-    lines = [Row("a stage's import, parameters and tracking, above bare Python", "", extra, 3.0, "stage", runs)]
+            for name, code in codes.items():
+                stages[name].timed(lambda code=code: run(code))
+    lines = []
+    for name, times in stages.items():
+        extra = statistics.median(b - a for a, b in zip(bare.clock, times.clock, strict=True))
+        lines.append(Row(f"{name}, above bare Python", "", extra, 3.0, "stage", runs))
     if subprocess.run(["dvc", "status", "-q"], cwd=m.root, capture_output=True).returncode == 0:
         for _ in range(runs):
             repro.timed(

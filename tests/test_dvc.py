@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,39 @@ def test_the_whole_pipeline_runs(finished: Path) -> None:
     page = (finished / "report" / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']https?://""", page)
     assert list((finished / "report").glob("*.png"))
+
+
+def test_kubeflows_local_runner_gives_the_same_figures(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes((finished / "params.yaml").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "rairl", "pipeline", "run-local"],
+        cwd=tmp_path,
+        env=in_environment(finished),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = dict(
+        line.split(": ", 1)
+        for line in done.stdout.splitlines()
+        if line.startswith(("report: ", "summary: ", "reward: "))
+    )
+    mine, theirs = (json.loads(path.read_text()) for path in (Path(results["summary"]), finished / "metrics.json"))
+    assert set(mine) == set(theirs)
+    for name in mine:
+        if not name.startswith("time."):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-6), name
+    assert {name for name in mine if name.startswith("time.")} == {
+        f"time.{stage}" for stage in STAGES if stage != "report"
+    }
+    assert (Path(results["report"]) / "report.html").exists()
+    assert (Path(results["reward"]) / "reward.json").exists()
+    [page] = tmp_path.glob("local_outputs/*/*/report/page")
+    assert page.read_text() == (Path(results["report"]) / "report.html").read_text()
+    [tables] = tmp_path.glob("local_outputs/*/*/report/tables")
+    assert f"{theirs['posttrain.sft.pass@1']['value']:.3f}" in tables.read_text()
+    [verdict] = tmp_path.glob("local_outputs/*/register/verdict")
+    assert "of rairl-reward is champion: its dev/score is" in verdict.read_text()
 
 
 def test_nothing_changed_means_nothing_to_do(finished: Path) -> None:
