@@ -27,10 +27,12 @@ class Grid:
     Attributes:
         samples: ``(P, N)``, the samples of each prompt in order; where it has fewer than N, others fill its places.
         places: ``(B,)``, where each sample is in ``samples``, flattened; with none to fill, each is in its own place.
+        full: whether every prompt has N samples, so that rows need only another order.
     """
 
     samples: Tensor
     places: Tensor
+    full: bool
 
     @classmethod
     def of(cls, owner: Tensor) -> Grid:
@@ -41,29 +43,23 @@ class Grid:
         places = owner * counts.max() + every - starts[owner]
         samples = every.new_zeros(len(counts), int(counts.max()))
         samples.view(-1)[places] = every
-        return cls(samples, places)
-
-    @property
-    def full(self) -> bool:
-        """Whether every prompt has as many samples, so that rows need only another order."""
-        return self.samples.numel() == len(self.places)
+        return cls(samples, places, samples.numel() == len(places))
 
     def spread(self, x: Tensor, heads: int) -> Tensor:
         """``(B * heads, G, E)`` of the samples as ``(P * heads, N * G, E)`` of their prompts."""
         prompts, n = self.samples.shape
-        rows = x.reshape(-1, heads, *x.shape[1:])
         if not self.full:
-            rows = rows.index_select(0, self.samples.view(-1))
-        return rows.reshape(prompts, n, *rows.shape[1:]).transpose(1, 2).reshape(prompts * heads, -1, x.shape[-1])
+            x = x.reshape(-1, heads, *x.shape[1:]).index_select(0, self.samples.view(-1))
+        rows = x.reshape(prompts, n, heads, -1, x.shape[-1])
+        return rows.transpose(1, 2).reshape(prompts * heads, -1, x.shape[-1])
 
     def gather(self, x: Tensor, heads: int) -> Tensor:
         """``(P * heads, N * G, E)`` of the prompts as ``(B * heads, G, E)`` of their samples."""
         prompts, n = self.samples.shape
-        parts = x.reshape(prompts, heads, n, -1, x.shape[-1]).transpose(1, 2)
-        rows = parts.reshape(-1, *parts.shape[2:])
+        rows = x.reshape(prompts, heads, n, -1, x.shape[-1]).transpose(1, 2)
         if not self.full:
-            rows = rows.index_select(0, self.places)
-        return rows.reshape(-1, *rows.shape[2:])
+            rows = rows.reshape(-1, heads, *rows.shape[3:]).index_select(0, self.places)
+        return rows.reshape(len(self.places) * heads, -1, x.shape[-1])
 
 
 class SampleLayer(DynamicLayer):
@@ -71,6 +67,7 @@ class SampleLayer(DynamicLayer):
 
     Attributes:
         prompts: keys and values of the prompts, each ``(P, H, L, D)``.
+        products: the same as products take them, ``(P * H, D, L)`` and ``(P * H, L, D)``.
         bias: added to what a query says of a prompt's keys, ``(P * H, 1, L)``: -inf where the prompt is padded, else 0.
         grid: which samples are whose.
     """
@@ -81,7 +78,8 @@ class SampleLayer(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor, mask: Tensor, grid: Grid) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.prompts, self.grid, self.bias = (keys, values), grid, _bias(keys, mask)
+        self._keep(keys, values, mask)
+        self.grid = grid
         self.keys, self.values = (part[:1, :, :0].repeat(len(grid.places), 1, 1, 1) for part in (keys, values))
         self.buffers: list[Tensor] = []
 
@@ -103,7 +101,13 @@ class SampleLayer(DynamicLayer):
         self.buffers, self.grid = [], grid
         if len(prompts) < len(self.prompts[0]):
             keys, values = (part.index_select(0, prompts) for part in self.prompts)
-            self.prompts, self.bias = (keys, values), _bias(keys, mask)
+            self._keep(keys, values, mask)
+
+    def _keep(self, keys: Tensor, values: Tensor, mask: Tensor) -> None:
+        padding = keys.new_zeros(mask.shape).masked_fill(mask == 0, float("-inf"))
+        self.prompts = keys, values
+        self.products = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
+        self.bias = padding.repeat_interleave(keys.shape[1], 0)[:, None]
 
     def get_seq_length(self) -> int:
         """Tokens that the next one has before it, padding included."""
@@ -113,9 +117,9 @@ class SampleLayer(DynamicLayer):
         """Softmax attention of queries ``(B, H', 1, D)``, one or more to a key's head, to all that came before."""
         heads, length = self.keys.shape[1], self.bias.shape[-1]
         queries = (query * scaling).reshape(len(query) * heads, -1, query.shape[-1])
-        keys, values = (part.flatten(0, 1) for part in self.prompts)
-        own_keys, own_values = (part.flatten(0, 1) for part in (self.keys, self.values))
-        to_prompt = torch.baddbmm(self.bias, self.grid.spread(queries, heads), keys.transpose(1, 2))
+        keys, values = self.products
+        own_keys, own_values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
+        to_prompt = torch.baddbmm(self.bias, self.grid.spread(queries, heads), keys)
         to_own = torch.bmm(queries, own_keys.transpose(1, 2))
         # Side by side where the prompts' samples are together, since there are fewer of a sample's own keys to move.
         weights = torch.cat([to_prompt, self.grid.spread(to_own, heads)], -1).softmax(-1, dtype=torch.float32)
@@ -123,10 +127,6 @@ class SampleLayer(DynamicLayer):
         of_prompt = self.grid.gather(torch.bmm(weights[..., :length], values), heads)
         of_own = torch.bmm(self.grid.gather(weights[..., length:], heads), own_values)
         return (of_prompt + of_own).reshape(*query.shape[:3], -1)
-
-
-def _bias(keys: Tensor, mask: Tensor) -> Tensor:
-    return keys.new_zeros(mask.shape).masked_fill(mask == 0, float("-inf")).repeat_interleave(keys.shape[1], 0)[:, None]
 
 
 class SampleCache(Cache):
