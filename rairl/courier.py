@@ -47,8 +47,8 @@ def stage_run(
         root: the project's folder, home of the default store.
         card: the data card (``data/card.json``), whose digest becomes the tag ``rairl.data``.
 
-    Files and folders that the run is given have to be there, and to stay until the context ends; a method raises
-    FileNotFoundError for one that isn't there.
+    Files and folders that the run is given have to be there, and to stay until the context ends, a reward's folder until
+    it is registered; a method raises FileNotFoundError for one that isn't there.
     """
     courier = _waiting() or Courier()
     courier.send("begin", dict(os.environ), os.getcwd(), name, params, log_dir=log_dir, root=Path(root), card=card)
@@ -105,7 +105,9 @@ class Courier:
             self._lose()
 
     def send_present(self, what: str, *args: Any, **options: Any) -> None:
-        """The same, if the paths among its arguments exist.
+        """The same, if the paths among its arguments exist; waits for a reward's registration.
+
+        A stage may clear its checkpoints as soon as they are registered, and other files only when it has ended.
 
         Raises:
             FileNotFoundError: for one that doesn't.
@@ -114,6 +116,8 @@ class Courier:
             if isinstance(path, Path) and not path.exists():
                 raise FileNotFoundError(f"{path} does not exist, so it cannot be kept with the run")
         self.send(what, *args, **options)
+        if what == "register_reward":
+            self.ask("wait")
 
     def ask(self, what: str) -> Any:
         """What comes back when all is done that was sent before; None if the process is gone."""
@@ -160,10 +164,10 @@ def deliver(end: int) -> None:
     for what, args, options in iter(inbox.get, None):
         if what == "begin":
             run = _begin(*args, **options)
-        elif what == "ids":
+        elif what in ("ids", "wait"):
             with suppress(OSError):
                 pipe.send((run.run_id, run.parent_id))
-            run = None
+            run = None if what == "ids" else run
         else:
             try:
                 getattr(run, what)(*args, **options)

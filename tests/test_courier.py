@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,6 +107,20 @@ def test_what_goes_before_it_is_delivered_is_told(
         run.log({"loss": 1.0}, 0)
     assert "MLflow did not get log_input" in caplog.text and "short-lived" in caplog.text
     assert stage_of(client, "FINISHED").data.metrics == {"loss": 1.0}
+
+
+def test_a_reward_may_go_once_it_is_registered(
+    project: Path, miniature: Params, hired: list[Courier], client: MlflowClient
+) -> None:
+    """As the stage does, which clears its checkpoints before it ends."""
+    folder = project / "checkpoint"
+    folder.mkdir()
+    (folder / "reward.json").write_text("{}")
+    with stage_run("sft", miniature, log_dir=project / "metrics", root=project) as run:
+        run.register_reward(folder, 1, {"dev": 1.0})
+        shutil.rmtree(folder)
+    assert [version.tags["step"] for version in client.search_model_versions()] == ["1"]
+    assert stage_of(client, "FINISHED").info.run_id == run.run_id
 
 
 CODE = """
