@@ -47,8 +47,8 @@ def stage_run(
         root: the project's folder, home of the default store.
         card: the data card (``data/card.json``), whose digest becomes the tag ``rairl.data``.
 
-    Files and folders that the run is given have to be there, and to stay until the context ends, a reward's folder until
-    it is registered; a method raises FileNotFoundError for one that isn't there.
+    Files and folders that the run is given have to be there, and to stay until the context ends, a reward's folder
+    until it is registered; a method raises FileNotFoundError for one that isn't there.
     """
     courier = _waiting() or Courier()
     courier.send("begin", dict(os.environ), os.getcwd(), name, params, log_dir=log_dir, root=Path(root), card=card)
