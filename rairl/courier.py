@@ -11,7 +11,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler
 from multiprocessing import Pipe
@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from rairl.errors import RairlError
 from rairl.params import Params
 from rairl.tracking import Run, SentRun
 
@@ -47,12 +48,11 @@ def stage_run(
         root: the project's folder, home of the default store.
         card: the data card (``data/card.json``), whose digest becomes the tag ``rairl.data``.
 
-    Files and folders that the run is given have to be there, and to stay until the context ends, a reward's folder
-    until it is registered; a method raises FileNotFoundError for one that isn't there.
+    Files and folders that the run is given have to be there, and to stay until the context ends; see :class:`StageRun`.
     """
     courier = _waiting() or Courier()
     courier.send("begin", dict(os.environ), os.getcwd(), name, params, log_dir=log_dir, root=Path(root), card=card)
-    run = SentRun(courier.send_present)
+    run = StageRun(courier)
     run.open()
     try:
         yield run
@@ -62,7 +62,7 @@ def stage_run(
     _end(run, courier, "FINISHED")
 
 
-def _end(run: Run, courier: Courier, status: str, error: BaseException | None = None) -> None:
+def _end(run: StageRun, courier: Courier, status: str, error: BaseException | None = None) -> None:
     """Close a run, whose ids are known from then on."""
     run.close(status, "" if error is None else f"{type(error).__name__}: {error}")
     ids = courier.ask("ids")
@@ -87,7 +87,7 @@ class Courier:
         self._replies: SimpleQueue[Any] = SimpleQueue()
         self._lost = False
         code = _START.format(path=sys.path, end=theirs.fileno())
-        # In a session of its own: what ends the command's group (Ctrl-C) is for the stage, whose end is to be told yet.
+        # In a session of its own: Ctrl-C ends the command's group, and then the stage's end is still to be told.
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             pass_fds=[theirs.fileno()],
@@ -103,21 +103,6 @@ class Courier:
             self._pipe.send((what, args, options))
         except OSError:
             self._lose()
-
-    def send_present(self, what: str, *args: Any, **options: Any) -> None:
-        """The same, if the paths among its arguments exist; waits for a reward's registration.
-
-        A stage may clear its checkpoints as soon as they are registered, and other files only when it has ended.
-
-        Raises:
-            FileNotFoundError: for one that doesn't.
-        """
-        for path in args:
-            if isinstance(path, Path) and not path.exists():
-                raise FileNotFoundError(f"{path} does not exist, so it cannot be kept with the run")
-        self.send(what, *args, **options)
-        if what == "register_reward":
-            self.ask("wait")
 
     def ask(self, what: str) -> Any:
         """What comes back when all is done that was sent before; None if the process is gone."""
@@ -139,6 +124,32 @@ class Courier:
         if not self._lost:
             logger.warning("The process that delivers to MLflow is gone; the stage goes on without tracking.")
         self._lost = True
+
+
+class StageRun(SentRun):
+    """The run of a stage, as the stage sees it.
+
+    A method raises FileNotFoundError for a path that isn't there.
+    """
+
+    def __init__(self, courier: Courier) -> None:
+        super().__init__(self._send_present)
+        self._courier = courier
+
+    def register_reward(
+        self, folder: str | Path, step: int, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Wait until it is registered: after that the stage may clear its checkpoints."""
+        if not Path(folder).is_dir():
+            raise RairlError(f"{folder} does not exist; a saved reward model is needed to register one")
+        super().register_reward(folder, step, metrics, tags)
+        self._courier.ask("wait")
+
+    def _send_present(self, what: str, *args: Any, **options: Any) -> None:
+        for path in args:
+            if isinstance(path, Path) and not path.exists():
+                raise FileNotFoundError(f"{path} does not exist, so it cannot be kept with the run")
+        self._courier.send(what, *args, **options)
 
 
 def _take(pipe: Connection, give: Callable[[Any], None]) -> None:

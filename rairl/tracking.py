@@ -407,7 +407,7 @@ class SentRun(Run):
     def register_reward(
         self, folder: str | Path, step: int, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None
     ) -> None:
-        """Send it, and wait until it is registered; as long the folder has to stay."""
+        """Send it."""
         scores = {key: float(value) for key, value in metrics.items()}
         self._pass("register_reward", Path(folder), step, scores, dict(tags or {}))
 

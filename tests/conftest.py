@@ -6,14 +6,21 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from rairl.params import Params, parse_params
 from rairl.traces import Trace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from transformers import PreTrainedModel
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -96,6 +103,23 @@ def project(tmp_path: Path, first_store: tuple[Path, str]) -> Path:
     return folder
 
 
+@pytest.fixture
+def client(project: Path) -> MlflowClient:
+    """Of the project's tracking store."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait until something has come true that another process does."""
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.1)
+    raise TimeoutError("not after a minute")
+
+
 def in_environment(clone: Path) -> dict[str, str]:
     """Environment of a command in ``clone``: its own copy of the package, this environment's programs."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -147,6 +171,27 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "policy"
     save_policy(folder, new_model(params, tokenizer, max_tokens=400, seed=0), tokenizer)
     return folder
+
+
+LATENT_ATTENTION = {
+    "num_key_value_heads": 4, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12, "q_lora_rank": 8,
+    "kv_lora_rank": 8, "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+"""Of a tiny ``deepseek_v3``, whose cache holds keys compressed."""
+
+
+def small_model(kind: str, **options: Any) -> PreTrainedModel:
+    """A tiny random model of a kind that transformers knows, with a vocabulary of 64."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    small = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    more = LATENT_ATTENTION if kind == "deepseek_v3" else {}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**small, **more, **options})).eval()
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rairl.models import blocks
 from rairl.models.policy import SharedPrompts
@@ -47,12 +48,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 20},
     "gemma3_text": {"head_dim": 8, "sliding_window": 20},
     "mixtral": {},
-    "deepseek_v3": {
-        "num_key_value_heads": 4, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12, "q_lora_rank": 8,
-        "kv_lora_rank": 8, "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1,
-    },
+    "deepseek_v3": {},
     "bloom": {},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,12 +89,7 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def _model(kind: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    small = {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "pad_token_id": 0, "max_position_embeddings": 128,
-    }  # fmt: skip
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**small, **KINDS[kind]})).eval()
+    return small_model(kind, max_position_embeddings=128, **KINDS[kind])
 
 
 def _rows() -> SharedPrompts:

@@ -9,26 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from rairl.learn import rollouts
 from rairl.models.cache import SPARE, Grid, SampleCache, SampleLayer, attend, sampling
 from rairl.models.policy import load_policy
 from rairl.traces import Trace
-
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
 
 
 def test_a_grid_by_hand() -> None:
@@ -131,13 +122,7 @@ def test_other_kinds_of_attention_keep_the_cache_of_transformers(kind: str) -> N
 
 def _prompts(kind: str) -> tuple[Any, DynamicCache, torch.Tensor, torch.Tensor]:
     """A tiny random model, the cache of three prompts, two of them padded, their mask and ids."""
-    torch.manual_seed(0)
-    options: dict[str, Any] = dict(SMALL)
-    if kind == "deepseek_v3":  # its cache holds keys compressed
-        options |= {"num_key_value_heads": 4, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12}
-        options |= {"q_lora_rank": 8, "kv_lora_rank": 8, "n_routed_experts": 2, "num_experts_per_tok": 1}
-        options |= {"n_group": 1, "topk_group": 1}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options)).eval()
+    model = small_model(kind)
     ids = torch.randint(3, 64, (3, 6))
     mask = torch.ones_like(ids)
     mask[0, :3] = mask[2, :1] = 0

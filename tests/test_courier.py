@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import until
 
 from rairl.courier import Courier, stage_run
 from rairl.params import Params
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 MINIATURE = Path(__file__).with_name("miniature.yaml")
-
-
-@pytest.fixture
-def client(project: Path) -> MlflowClient:
-    from mlflow import MlflowClient
-
-    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
 
 
 @pytest.fixture
@@ -50,13 +44,15 @@ def hired(monkeypatch: pytest.MonkeyPatch) -> list[Courier]:
 
 def stage_of(client: MlflowClient, status: str) -> MlflowRun:
     """The run of the stage ``sft`` when it has a status; it is waited for."""
-    for _ in range(600):
+    found: list[MlflowRun] = []
+
+    def there() -> bool:
         experiment = client.get_experiment_by_name("rairl")
-        found = client.search_runs([experiment.experiment_id], "tags.`rairl.stage` = 'sft'") if experiment else []
-        if found and found[0].info.status == status:
-            return found[0]
-        time.sleep(0.1)
-    raise TimeoutError(f"no run is {status} after a minute")
+        found[:] = client.search_runs([experiment.experiment_id], "tags.`rairl.stage` = 'sft'") if experiment else []
+        return bool(found) and found[0].info.status == status
+
+    until(there)
+    return found[0]
 
 
 def test_stages_one_after_the_other_share_a_process_and_nested_ones_do_not(

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import until
 
 from rairl import dashboard
 from rairl.courier import stage_run
@@ -45,13 +46,6 @@ from rairl.tracking import (
 )
 
 NAMES = [name for name, _ in inspect.getmembers(Run, inspect.isfunction) if not name.startswith("_")]
-
-
-@pytest.fixture
-def client(project: Path):
-    from mlflow import MlflowClient
-
-    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
 
 
 @pytest.fixture
@@ -86,15 +80,6 @@ def runs_of(client: object) -> tuple[list, dict[str, object]]:
     runs = client.search_runs([experiment.experiment_id]) if experiment else []
     parents = [run for run in runs if run.data.tags["rairl.stage"] == "pipeline"]
     return parents, {run.data.tags["rairl.stage"]: run for run in runs if run not in parents}
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait until something is delivered, which is done beside the stage."""
-    for _ in range(600):
-        if true():
-            return
-        time.sleep(0.1)
-    raise TimeoutError("not delivered in a minute")
 
 
 def other(params: Params, **values: object) -> Params:
@@ -240,7 +225,7 @@ def test_a_null_run_takes_every_call(tmp_path: Path) -> None:
 
 def test_what_is_not_there_cannot_be_recorded(track, project: Path) -> None:
     with track() as run:
-        with pytest.raises(FileNotFoundError, match="nowhere does not exist, so it cannot be kept with the run"):
+        with pytest.raises(RairlError, match="nowhere does not exist"):
             run.register_reward(project / "nowhere", 1, {})
         with pytest.raises(FileNotFoundError):
             run.log_artifact(project / "nowhere")
