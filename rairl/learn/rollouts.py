@@ -115,7 +115,8 @@ def _sample_batch(
     tokens: list[tuple[Tensor, Tensor, Tensor]] = []
     draws = draws.to(device)
     with sampling(model, read, mask, n) as cache:
-        mask = mask.repeat_interleave(n, dim=0)
+        width = mask.shape[1]
+        mask = torch.nn.functional.pad(mask, (0, draws.shape[1]), value=1).repeat_interleave(n, dim=0)
         for step in range(draws.shape[1]):
             picked, logprob = draw(logits, temperature, draws[alive, step])
             tokens.append((alive.cpu(), picked.cpu(), logprob.cpu()))
@@ -128,11 +129,12 @@ def _sample_batch(
                 cache.batch_select_indices(keep)
                 alive, picked, mask, position = alive[keep], picked[keep], mask[keep], position[keep]
             position = position + 1
-            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            out = model(
-                input_ids=picked[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache
-            )
-            logits = out.logits[:, -1]
+            logits = model(
+                input_ids=picked[:, None],
+                attention_mask=mask[:, : width + step + 1],
+                position_ids=position[:, None],
+                past_key_values=cache,
+            ).logits[:, -1]
     return _collect(tokens, prompts, n, tokenizer.eos_token_id)
 
 
@@ -147,7 +149,7 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, T
         Ids ``(B,)`` and their log-probabilities at temperature 1, in nats.
     """
     # One exponential a token serves the distribution and its normaliser; the vocabulary is the long axis here.
-    shifted = logits.float() - logits.max(-1, keepdim=True).values
+    shifted = logits.float() - logits.amax(-1, keepdim=True)
     likelihoods = shifted.exp()
     if temperature == 0:
         picked = shifted.argmax(-1, keepdim=True)
@@ -164,16 +166,17 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, T
 def _collect(
     tokens: list[tuple[Tensor, Tensor, Tensor]], prompts: list[list[int]], n: int, eos: int
 ) -> list[Completion]:
-    ids: list[list[int]] = [[] for _ in range(len(prompts) * n)]
-    logprobs: list[list[float]] = [[] for _ in ids]
-    done = [False] * len(ids)
-    for alive, picked, logprob in tokens:
-        for row, token, value in zip(alive.tolist(), picked.tolist(), logprob.tolist(), strict=True):
-            if not done[row]:
-                ids[row].append(token)
-                logprobs[row].append(value)
-                done[row] = token == eos
-    return [Completion(prompts[row // n], ids[row], logprobs[row], done[row]) for row in range(len(ids))]
+    """From each step's samples, tokens and log-probabilities; a sample may be drawn on after its end."""
+    ids = np.full((len(prompts) * n, len(tokens)), eos)
+    logprobs = np.zeros(ids.shape, np.float32)
+    for step, (alive, picked, logprob) in enumerate(tokens):
+        ids[alive, step], logprobs[alive, step] = picked, logprob
+    finished = (ids == eos).any(-1)
+    lengths = np.where(finished, (ids == eos).argmax(-1) + 1, len(tokens))
+    return [
+        Completion(prompts[row // n], ids[row, :end].tolist(), logprobs[row, :end].tolist(), bool(finished[row]))
+        for row, end in enumerate(lengths)
+    ]
 
 
 def to_traces(

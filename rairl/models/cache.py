@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from rairl.models.attention import by_cache, replaceable
 
 SPARE = 4
 """Tokens of room behind a sample's last one whenever its keys are copied, so that one token in five costs a copy.
@@ -22,44 +24,46 @@ gaps of 8 tokens, which makes reading them three times as slow (docs/performance
 
 @dataclass(frozen=True)
 class Grid:
-    """Samples in the order of their prompts, so that one product serves all samples of a prompt.
+    """Samples' heads in the order of their prompts' heads, so that one product serves all samples of a prompt.
+
+    A model gives heads sample by sample, ``(B, H)``; here they are in the order of prompt, head, sample. Products with
+    prompts' keys want N samples of each prompt, ``(P * H, N)``, so where some have fewer, others fill their places.
 
     Attributes:
-        samples: ``(P, N)``, the samples of each prompt in order; where it has fewer than N, others fill its places.
-        places: ``(B,)``, where each sample is in ``samples``, flattened; with none to fill, each is in its own place.
-        full: whether every prompt has N samples, so that rows need only another order.
+        order: ``(B * H,)``, which of the model's heads comes where in this order.
+        back: ``(B * H,)``, where each of the model's heads is in this order.
+        filled: ``(P * H * N,)``, which one of this order is in each place; None where all prompts have N samples.
+        places: ``(B * H,)``, the place of each one of this order.
     """
 
-    samples: Tensor
+    order: Tensor
+    back: Tensor
+    filled: Tensor | None
     places: Tensor
-    full: bool
 
     @classmethod
-    def of(cls, owner: Tensor) -> Grid:
+    def of(cls, owner: Tensor, heads: int) -> Grid:
         """From each sample's prompt ``(B,)``: numbers from 0, none left out, in ascending order."""
         counts = owner.bincount()
-        starts = counts.cumsum(0) - counts
-        every = torch.arange(len(owner), device=owner.device)
-        places = owner * counts.max() + every - starts[owner]
-        samples = every.new_zeros(len(counts), int(counts.max()))
-        samples.view(-1)[places] = every
-        return cls(samples, places, samples.numel() == len(places))
+        n = int(counts.max())
+        every, head = (torch.arange(size, device=owner.device) for size in (len(owner), heads))
+        rank = every - (counts.cumsum(0) - counts)[owner]
+        places, order = ((owner[:, None] * heads + head) * n + rank[:, None]).flatten().sort()
+        if len(places) == len(counts) * heads * n:
+            return cls(order, order.argsort(), None, places)
+        filled = order.new_zeros(len(counts) * heads * n)
+        filled[places] = torch.arange(len(places), device=owner.device)
+        return cls(order, order.argsort(), filled, places)
 
-    def spread(self, x: Tensor, heads: int) -> Tensor:
-        """``(B * heads, G, E)`` of the samples as ``(P * heads, N * G, E)`` of their prompts."""
-        prompts, n = self.samples.shape
-        if not self.full:
-            x = x.reshape(-1, heads, *x.shape[1:]).index_select(0, self.samples.view(-1))
-        rows = x.reshape(prompts, n, heads, -1, x.shape[-1])
-        return rows.transpose(1, 2).reshape(prompts * heads, -1, x.shape[-1])
+    def spread(self, x: Tensor, prompts: int) -> Tensor:
+        """``(B * H, G, E)`` in this order as ``(P * H, N * G, E)``, by the number of prompts' heads."""
+        rows = x if self.filled is None else x.index_select(0, self.filled)
+        return rows.reshape(prompts, -1, x.shape[-1])
 
-    def gather(self, x: Tensor, heads: int) -> Tensor:
-        """``(P * heads, N * G, E)`` of the prompts as ``(B * heads, G, E)`` of their samples."""
-        prompts, n = self.samples.shape
-        rows = x.reshape(prompts, heads, n, -1, x.shape[-1]).transpose(1, 2)
-        if not self.full:
-            rows = rows.reshape(-1, heads, *rows.shape[3:]).index_select(0, self.places)
-        return rows.reshape(len(self.places) * heads, -1, x.shape[-1])
+    def gather(self, x: Tensor, group: int) -> Tensor:
+        """``(P * H, N * G, E)`` as ``(B * H, G, E)`` in this order, by the number of queries to a head."""
+        rows = x.view(-1, group, x.shape[-1])
+        return rows if self.filled is None else rows.index_select(0, self.places)
 
 
 class SampleLayer(DynamicLayer):
@@ -70,6 +74,8 @@ class SampleLayer(DynamicLayer):
         products: the same as products take them, ``(P * H, D, L)`` and ``(P * H, L, D)``.
         bias: added to what a query says of a prompt's keys, ``(P * H, 1, L)``: -inf where the prompt is padded, else 0.
         grid: which samples are whose.
+        keys, values: of the tokens drawn since, in the grid's order, ``(B * H, T, D)`` and ``(B * H, D, T)``: torch's
+            products of few and small matrices run along the second one's rows, so those are to be the long ones.
     """
 
     keys: Tensor
@@ -80,24 +86,30 @@ class SampleLayer(DynamicLayer):
         self.lazy_initialization(keys, values)
         self._keep(keys, values, mask)
         self.grid = grid
-        self.keys, self.values = (part[:1, :, :0].repeat(len(grid.places), 1, 1, 1) for part in (keys, values))
+        self.keys = keys.new_empty(len(grid.order), 0, keys.shape[-1])
+        self.values = values.new_empty(len(grid.order), values.shape[-1], 0)
         self.buffers: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Append ``(B, H, 1, D)`` keys and values; returns the layer in their place, as :func:`attend` takes it."""
-        seen = self.keys.shape[-2]
-        if not self.buffers or seen == self.buffers[0].shape[-2]:
-            pairs = ((self.keys, key_states), (self.values, value_states))
-            self.buffers = [torch.cat([*pair, pair[1].new_empty(_spare(pair[1]))], dim=-2) for pair in pairs]
+        """Append ``(B, H, 1, D)`` keys and values; returns the layer in their place, as our attention takes it."""
+        seen = self.keys.shape[1]
+        key, value = self._ordered(key_states)[:, None], self._ordered(value_states)[..., None]
+        if not self.buffers or seen == self.buffers[0].shape[1]:
+            self.buffers = [
+                torch.cat([self.keys, key.expand(-1, SPARE + 1, -1)], 1),
+                torch.cat([self.values, value.expand(-1, -1, SPARE + 1)], 2),
+            ]
         else:
-            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-                buffer[:, :, seen : seen + 1] = states
-        self.keys, self.values = (buffer[:, :, : seen + 1] for buffer in self.buffers)
+            self.buffers[0][:, seen : seen + 1] = key
+            self.buffers[1][:, :, seen : seen + 1] = value
+        self.keys, self.values = self.buffers[0][:, : seen + 1], self.buffers[1][:, :, : seen + 1]
         return self, self
 
     def select(self, samples: Tensor, prompts: Tensor, mask: Tensor, grid: Grid) -> None:
         """Keep some samples ``(B',)`` and their prompts ``(P',)``, whose masks are given, laid out anew."""
-        self.keys, self.values = (part.index_select(0, samples) for part in (self.keys, self.values))
+        heads = self.prompts[0].shape[1]
+        left = self.grid.back.view(-1, heads)[samples].flatten()[grid.order]
+        self.keys, self.values = (part.index_select(0, left) for part in (self.keys, self.values))
         self.buffers, self.grid = [], grid
         if len(prompts) < len(self.prompts[0]):
             keys, values = (part.index_select(0, prompts) for part in self.prompts)
@@ -109,24 +121,27 @@ class SampleLayer(DynamicLayer):
         self.products = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
         self.bias = padding.repeat_interleave(keys.shape[1], 0)[:, None]
 
+    def _ordered(self, states: Tensor) -> Tensor:
+        """``(B, H * G, 1, D)`` as ``(B * H, G * D)`` in the grid's order."""
+        return states.reshape(len(self.grid.order), -1).index_select(0, self.grid.order)
+
     def get_seq_length(self) -> int:
         """Tokens that the next one has before it, padding included."""
-        return self.prompts[0].shape[-2] + super().get_seq_length()
+        return self.prompts[0].shape[-2] + self.keys.shape[1]
 
-    def attend(self, query: Tensor, scaling: float) -> Tensor:
+    def attend(self, module: Module, query: Tensor, *, scaling: float | None = None, **options: Any) -> Tensor:
         """Softmax attention of queries ``(B, H', 1, D)``, one or more to a key's head, to all that came before."""
-        heads, length = self.keys.shape[1], self.bias.shape[-1]
-        queries = (query * scaling).reshape(len(query) * heads, -1, query.shape[-1])
         keys, values = self.products
-        own_keys, own_values = self.keys.flatten(0, 1), self.values.flatten(0, 1)
-        to_prompt = torch.baddbmm(self.bias, self.grid.spread(queries, heads), keys)
-        to_own = torch.bmm(queries, own_keys.transpose(1, 2))
-        # Side by side where the prompts' samples are together, since there are fewer of a sample's own keys to move.
-        weights = torch.cat([to_prompt, self.grid.spread(to_own, heads)], -1).softmax(-1, dtype=torch.float32)
-        weights = weights.to(query.dtype)
-        of_prompt = self.grid.gather(torch.bmm(weights[..., :length], values), heads)
-        of_own = torch.bmm(self.grid.gather(weights[..., length:], heads), own_values)
-        return (of_prompt + of_own).reshape(*query.shape[:3], -1)
+        prompts, width, length = keys.shape
+        queries = (self._ordered(query) * (width**-0.5 if scaling is None else scaling)).view(len(self.keys), -1, width)
+        to_prompt = torch.baddbmm(self.bias, self.grid.spread(queries, prompts), keys)
+        to_own = torch.bmm(queries, self.keys.transpose(1, 2))
+        weights = torch.cat([self.grid.gather(to_prompt, queries.shape[1]), to_own], -1)
+        weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
+        of_prompt = torch.bmm(self.grid.spread(weights[..., :length], prompts), values)
+        of_own = torch.bmm(weights[..., length:], self.values.transpose(1, 2))
+        seen = self.grid.gather(of_prompt, queries.shape[1]) + of_own
+        return seen.flatten(1).index_select(0, self.grid.back).view(len(query), 1, query.shape[1], -1)
 
 
 class SampleCache(Cache):
@@ -135,55 +150,26 @@ class SampleCache(Cache):
     def __init__(self, prompts: DynamicCache, mask: Tensor, n: int) -> None:
         self.mask = mask
         self.owner = torch.arange(len(mask), device=mask.device).repeat_interleave(n)
-        grid = Grid.of(self.owner)
-        super().__init__(layers=[SampleLayer(layer.keys, layer.values, mask, grid) for layer in prompts.layers])
+        kept = [(layer.keys, layer.values) for layer in prompts.layers]
+        super().__init__(layers=[SampleLayer(*pair, mask, Grid.of(self.owner, pair[0].shape[1])) for pair in kept])
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the samples at ``indices``, which ascend, and no prompt that has none left."""
         left, self.owner = self.owner[indices].unique(return_inverse=True)
         self.mask = self.mask[left]
-        grid = Grid.of(self.owner)
         for layer in self.layers:
-            layer.select(indices, left, self.mask, grid)
-
-
-def attend(module: Module, query: Tensor, key: Any, value: Any, mask: None, **options: Any) -> tuple[Tensor, None]:
-    """The attention of a model whose cache is a :class:`SampleCache`: in place of keys there is the cache's layer.
-
-    Raises:
-        ValueError: the model adds to its attention what softmax attention alone doesn't have.
-    """
-    more = [name for name in ("position_bias", "softcap", "s_aux") if options.get(name) is not None]
-    if more:
-        raise ValueError(f"the attention of {type(module).__name__} has {more[0]}: sampling doesn't know such models")
-    scaling = options.get("scaling")
-    return key.attend(query, query.shape[-1] ** -0.5 if scaling is None else scaling).transpose(1, 2), None
-
-
-SHARED = "shared_prompts"
-AttentionInterface.register(SHARED, attend)
+            layer.select(indices, left, self.mask, Grid.of(self.owner, layer.prompts[0].shape[1]))
 
 
 @contextmanager
 def sampling(model: PreTrainedModel, prompts: DynamicCache, mask: Tensor, n: int) -> Iterator[Cache]:
     """The cache to draw ``n`` samples of each prompt with, made from the prompts' own and their mask ``(P, L)``.
 
-    Where a model's attention isn't torch's own over all that came before (sliding windows, kernels of other libraries,
-    keys that are cached compressed) it is the prompts' cache, repeated.
+    Where our attention can't stand in for a model's, it is the prompts' cache, repeated.
     """
-    kept = model.config._attn_implementation
-    plain = all(type(layer) is DynamicLayer for layer in prompts.layers)
-    compressed = getattr(model.config, "kv_lora_rank", None) is not None
-    if kept != "sdpa" or not plain or compressed or not model.is_backend_compatible():
+    if not replaceable(model):
         prompts.batch_repeat_interleave(n)
         yield prompts
         return
-    model.set_attn_implementation(SHARED)
-    try:
+    with by_cache(model):
         yield SampleCache(prompts, mask, n)
-    finally:
-        model.set_attn_implementation(kept)
-
-
-def _spare(states: Tensor) -> tuple[int, ...]:
-    return *states.shape[:2], SPARE, states.shape[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,8 @@ from rairl.traces import Trace
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils import ModelOutput
+
+Take = Callable[[Tensor], Tensor]
 
 AT_ONCE = 2**18
 """Logits that are turned into probabilities at a time on a processor."""
@@ -211,9 +213,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> list[
     )
     rows = []
     for prompt, ids, offsets in zip(prompts, batch["input_ids"], batch["offset_mapping"], strict=True):
-        spans = np.array(offsets).reshape(-1, 2) - len(prompt)
-        count = int(np.searchsorted(spans[:, 1], 0, side="right"))
-        rows.append(Encoded(ids, count, spans[count:, 1]))
+        ends = np.array([end for _, end in offsets], dtype=int) - len(prompt)
+        count = int(np.searchsorted(ends, 0, side="right"))
+        rows.append(Encoded(ids, count, ends[count:]))
     return rows
 
 
@@ -289,42 +291,54 @@ class SharedPrompts:
         """What the model says of the tails, ``(B, T, ...)`` in every field; gradients flow through the prompts, too.
 
         Args:
-            options: of the model's call on the tails, such as ``output_hidden_states``.
+            options: of the model's call, such as ``output_hidden_states``. Logits are as the model gives them where
+                they say how many to keep.
         """
-        from transformers import DynamicCache
-
-        from rairl.models.blocks import in_blocks
+        from rairl.models.attention import replaceable
 
         if not self.heads.shape[1]:
             return model(input_ids=self.tails, use_cache=False, **options)
-        if len(self.heads) == len(self.tails) == 1 and self.heads.shape[1] + self.tails.shape[1] > LONG:
-            return self._read_whole(model, {}, options)
-        seen = self.mask[self.owner]
-        where = {
-            "attention_mask": torch.cat([seen, torch.ones_like(self.tails)], -1),
-            "position_ids": seen.sum(-1, keepdim=True) + torch.arange(self.tails.shape[1], device=seen.device),
-        }
-        # A layer that is recomputed from its input has no cache; one that is sharded may be called once per backward.
-        if model.training and (model.is_gradient_checkpointing or getattr(model, "reads_in_one_pass", False)):
-            return self._read_whole(model, where, options)
-        cache = DynamicCache(config=model.config)
-        keep = {} if model.get_output_embeddings() is None else {"logits_to_keep": 1}
-        model(input_ids=self.heads, past_key_values=cache, use_cache=True, **keep)
-        cache.batch_select_indices(self.owner)
-        with in_blocks(model):
-            return model(input_ids=self.tails, past_key_values=cache, use_cache=True, **where, **options)
-
-    def _read_whole(self, model: PreTrainedModel, where: dict[str, Tensor], options: dict[str, Any]) -> ModelOutput:
-        """The same, each row reading its own prompt: head, gap and tail side by side."""
-        ids = torch.cat([self.heads[self.owner], self.tails], -1)
-        if where:
-            before = torch.arange(self.heads.shape[1], device=ids.device).expand(len(ids), -1)
-            where = {**where, "position_ids": torch.cat([before, where["position_ids"]], -1)}
-        out = model(input_ids=ids, use_cache=False, **where, **options)
-        width = self.tails.shape[1]
+        # The mask of a long trace is large, and a layer that is recomputed would not find our attention in place.
+        alone = len(self.heads) == len(self.tails) == 1 and self.heads.shape[1] + self.tails.shape[1] > LONG
+        recomputed = model.training and (model.is_gradient_checkpointing or getattr(model, "is_sharded", False))
+        whole = alone or recomputed or not replaceable(model)
+        out, tails_of = (self._read_whole if whole else self._read_in_one_pass)(model, options)
         for name, value in out.items():
-            out[name] = tuple(part[:, -width:] for part in value) if isinstance(value, tuple) else value[:, -width:]
+            if isinstance(value, tuple):
+                out[name] = tuple(tails_of(part) for part in value)
+            elif isinstance(value, Tensor) and (name != "logits" or "logits_to_keep" not in options):
+                out[name] = tails_of(value)
         return out
+
+    def _read_in_one_pass(self, model: PreTrainedModel, options: dict[str, Any]) -> tuple[ModelOutput, Take]:
+        """All heads, then all tails in one row; returns what the model says of it, and what takes the tails of that."""
+        from rairl.models.attention import OnePass, by_cache
+
+        seen, (rows, width) = self.mask[self.owner], self.tails.shape
+        look = torch.cat([seen, torch.ones_like(self.tails)], -1).bool()[:, None, None].repeat(1, 1, width, 1)
+        look[..., -width:] = look.new_ones(width, width).tril()
+        before = torch.arange(self.heads.shape[1], device=seen.device).repeat(len(self.heads))
+        after = seen.sum(-1, keepdim=True) + torch.arange(width, device=seen.device)
+        keep = {} if model.get_output_embeddings() is None else {"logits_to_keep": rows * width}
+        with by_cache(model):
+            out = model(
+                input_ids=torch.cat([self.heads.flatten(), self.tails.flatten()])[None],
+                position_ids=torch.cat([before, after.flatten()])[None],
+                past_key_values=OnePass(tuple(self.heads.shape), (rows, width), self.owner, look),
+                use_cache=False,
+                **{**keep, **options},
+            )
+        return out, lambda value: value[0, -rows * width :].unflatten(0, (rows, width))
+
+    def _read_whole(self, model: PreTrainedModel, options: dict[str, Any]) -> tuple[ModelOutput, Take]:
+        """Each tail behind its own head, right for any causal model: there is no gap, and padding is on the right."""
+        before = self.mask[self.owner].sum(-1, keepdim=True)
+        heads, rows = self.heads.shape[1], torch.cat([self.heads[self.owner], self.tails], -1)
+        at = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+        ids = rows.gather(1, torch.where(at < before, at, at + heads - before).clamp(max=rows.shape[1] - 1))
+        tails = before + torch.arange(self.tails.shape[1], device=rows.device)
+        each = torch.arange(len(rows), device=rows.device)[:, None]
+        return model(input_ids=ids, use_cache=False, **options), lambda value: value[each, tails]
 
 
 def token_logprobs(model: PreTrainedModel, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -348,9 +362,13 @@ def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
-    logprobs = logits[:, :-1].float().log_softmax(-1)
-    picked = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    # One exponential a token serves both; the vocabulary is the long axis here.
+    logits = logits[:, :-1].float()
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    likelihoods = shifted.exp()
+    total = likelihoods.sum(-1)
+    picked = shifted.gather(-1, ids[:, 1:, None]).squeeze(-1) - total.log()
+    entropy = total.log() - torch.linalg.vecdot(likelihoods, shifted) / total
     return torch.nn.functional.pad(torch.stack([picked, entropy], -1), (0, 0, 1, 0))
 
 

@@ -309,12 +309,12 @@ class RewardModel(nn.Module):
             surprise = token_surprise(out.logits, rows.tails)
             if self.adapter is not None:
                 out = rows.read(self.adapter, output_hidden_states=True, logits_to_keep=1)
-            hidden = torch.cat(out.hidden_states[1:], dim=-1)
-            means = unit_means(torch.cat([hidden, surprise], -1), unit, len(row))
+            # Layer by layer: one tensor of all layers' states would be a copy of the largest thing there is here.
+            layers = out.hidden_states[1:]
+            means = [unit_means(part, unit, len(row)) for part in (*layers, surprise)]
             lowest = unit_minimum(surprise[..., 0], unit, len(row))
-            features = torch.cat(
-                [hidden[row, token], means, lowest[:, None], completion_so_far(surprise)[row, token]], -1
-            )
+            here = [part[row, token] for part in (*layers, completion_so_far(surprise))]
+            features = torch.cat([*here[:-1], *means, lowest[:, None], here[-1]], -1)
         return features.float().split([len(place) for place in places])
 
     def terms(self, reads: Reads) -> Tensor:
