@@ -20,6 +20,7 @@ from rairl.traces import Trace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +193,14 @@ def small_model(kind: str, **options: Any) -> PreTrainedModel:
     }  # fmt: skip
     more = LATENT_ATTENTION if kind == "deepseek_v3" else {}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**small, **more, **options})).eval()
+
+
+def token_logprobs(model: PreTrainedModel, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token given those before it, on whole rows: ``(B, T)``; column 0 is 0."""
+    from torch.nn.functional import pad
+
+    logprobs = (model(input_ids=ids, use_cache=False).logits[:, :-1] / temperature).log_softmax(-1)
+    return pad(logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1), (1, 0))
 
 
 @pytest.fixture(scope="session")

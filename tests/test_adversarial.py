@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import token_logprobs
 
 from rairl.errors import RairlError
 from rairl.learn import checkpoints
@@ -34,7 +35,7 @@ from rairl.learn.adversarial import (
 from rairl.learn.discriminator import LearnedReward
 from rairl.learn.learner import Learner
 from rairl.learn.rollouts import Completion
-from rairl.models.policy import SharedPrompts, encode, load_policy, token_logprobs
+from rairl.models.policy import SharedPrompts, encode, load_policy
 from rairl.models.reward import new_reward
 from rairl.params import GuardParams, Params
 from rairl.perturb import perturb
@@ -113,7 +114,7 @@ def test_a_better_scored_sample_gets_likelier(tiny_policy: Path, miniature: Para
     def likelihood() -> list[float]:
         rows = [torch.tensor([item.prompt_ids + item.ids]) for item in completions]
         with torch.no_grad():
-            return [token_logprobs(model, row, torch.ones_like(row)).sum().item() for row in rows]
+            return [token_logprobs(model, row).sum().item() for row in rows]
 
     before = likelihood()
     reference = load_policy(tiny_policy)[0]

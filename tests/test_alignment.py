@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import token_logprobs
 
 from rairl.datasets import arithmetic
 from rairl.learn.alignment import reads_of, spread_reads, unit_logprobs, units_of
 from rairl.models.base import train_tokenizer
-from rairl.models.policy import encode, load_policy, step_logprobs, token_logprobs
+from rairl.models.policy import encode, load_policy, step_logprobs
 from rairl.models.reward import new_reward
 from rairl.params import Params
 from rairl.traces import Trace
@@ -40,7 +41,7 @@ def test_log_probabilities_of_units_equal_a_plain_loop(
         item = encode(tokenizer, [trace])[0]
         ids = torch.tensor([item.ids])
         with torch.no_grad():
-            row = token_logprobs(policy, ids, torch.ones_like(ids), 0.7)[0, item.prompt_tokens :].double().numpy()
+            row = token_logprobs(policy, ids, 0.7)[0, item.prompt_tokens :].double().numpy()
         expected = np.zeros(len(bounds))
         for value, end in zip(row, item.ends, strict=True):
             unit = next((index for index, bound in enumerate(bounds) if end <= bound), len(bounds) - 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from conftest import token_logprobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,6 @@ from rairl.models.policy import (
     render_prompt,
     step_logprobs,
     token_at,
-    token_logprobs,
     token_surprise,
 )
 from rairl.traces import Trace, locate_steps
@@ -71,7 +71,7 @@ def test_token_logprobs_sum_to_the_models_loss(tiny_policy: Path) -> None:
     model, _ = load_policy(tiny_policy)
     ids = torch.tensor([[5, 9, 11, 7, 8]])
     with torch.no_grad():
-        mine = token_logprobs(model, ids, torch.ones_like(ids))
+        mine = token_logprobs(model, ids)
         loss = model(input_ids=ids, labels=ids).loss
     assert mine[0, 0] == 0
     assert mine[0, 1:].mean().item() == pytest.approx(-loss.item(), rel=1e-5)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import token_logprobs
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -15,7 +16,7 @@ from scipy.stats import chisquare
 from rairl.datasets import arithmetic
 from rairl.learn.rollouts import Completion, character_ends, draw, sample, to_traces, uniforms
 from rairl.models.base import EOS, train_tokenizer
-from rairl.models.policy import load_policy, render_prompt, token_logprobs
+from rairl.models.policy import load_policy, render_prompt
 from rairl.traces import Trace
 
 TOKENIZER = train_tokenizer([f"{p}\n{t}" for p, t in arithmetic.corpus(200, 0)], 512)
@@ -32,7 +33,7 @@ def test_sampling_repeats_and_reports_the_true_likelihood(tiny_policy: Path, dem
     for item in first:
         ids = torch.tensor([item.prompt_ids + item.ids])
         with torch.no_grad():
-            truth = token_logprobs(model, ids, torch.ones_like(ids))[0, len(item.prompt_ids) :]
+            truth = token_logprobs(model, ids)[0, len(item.prompt_ids) :]
         np.testing.assert_allclose(item.logprobs, truth.numpy(), atol=1e-4)
         assert item.finished == (item.ids[-1] == tokenizer.eos_token_id)
         assert tokenizer.eos_token_id not in item.ids[:-1]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import token_logprobs
 from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from rairl.errors import RairlError
 from rairl.learn.checkpoints import checkpoint_folder, latest
 from rairl.learn.learner import Learner
 from rairl.learn.sft import Fit, _backward, adamw, cosine, examples, fit, lm_loss, mean_loss, muon, shuffled_batches
-from rairl.models.policy import load_policy, token_logprobs
+from rairl.models.policy import load_policy
 from rairl.params import Params
 from rairl.traces import Trace
 
@@ -29,7 +30,7 @@ def test_loss_covers_the_completion_and_the_end_token_only(tiny_policy: Path, de
     with torch.no_grad():
         loss = lm_loss(model, rows[:1], tokenizer.pad_token_id).item()
         tensor = torch.tensor([ids])
-        by_hand = -token_logprobs(model, tensor, torch.ones_like(tensor))[0, skip:].mean().item()
+        by_hand = -token_logprobs(model, tensor)[0, skip:].mean().item()
     assert loss == pytest.approx(by_hand, rel=1e-5)
     assert examples(tokenizer, demos[:1], whole=True)[0][1] == 0
 

@@ -140,10 +140,12 @@ def policy_loss(
         entropy: weight of the bonus in the loss.
     """
     taken = ~advantages.isnan()
+    before = taken.flatten().nonzero().squeeze(-1) - 1  # the place that each token was drawn from
 
     def logprobs_of(it: nn.Module) -> Tensor:
         """Log-probabilities of the whole vocabulary at each completion token: ``(N, V)``."""
-        return (rows.read(it).logits[:, :-1][taken[:, 1:]].float() / temperature).log_softmax(-1)
+        logits = rows.read(it).logits.flatten(0, 1).index_select(0, before).float()
+        return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
 
     drawn = rows.tails[taken][:, None]
     distribution = logprobs_of(model)
@@ -160,7 +162,7 @@ def policy_loss(
 
 def token_entropy(logprobs: Tensor) -> Tensor:
     """Entropy in nats of each of ``(N, V)`` log-probabilities: ``(N,)``."""
-    return -(logprobs.exp() * logprobs).sum(-1)
+    return -torch.linalg.vecdot(logprobs.exp(), logprobs)
 
 
 def adapted_kl_weight(weight: float, kl: float, target: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rairl.models.policy import batches_by_length, encode, pad, token_logprobs
+from rairl.models.policy import completion_surprise, encode
 from rairl.models.reward import RewardModel, read_tokens
 from rairl.traces import Trace
 
@@ -45,7 +45,6 @@ def spread_reads(values: np.ndarray, unit_ends: Sequence[int] | np.ndarray, toke
     return values[units_of(unit_ends, token_ends)]
 
 
-@torch.no_grad()
 def unit_logprobs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,7 +52,6 @@ def unit_logprobs(
     unit_ends: Sequence[Sequence[int]],
     *,
     temperature: float = 1.0,
-    batch_tokens: int = 16384,
 ) -> Tensor:
     """Log-probability of every unit given the prompt and the units before it, in nats: the sum over its tokens.
 
@@ -66,14 +64,9 @@ def unit_logprobs(
         Shape ``(R,)``, the units of all traces in order; the end token is not counted.
     """
     model.eval()
-    encoded = encode(tokenizer, traces)
-    device = next(model.parameters()).device
-    sums: list[np.ndarray] = [np.zeros(0)] * len(traces)
-    for batch in batches_by_length([len(item.ids) for item in encoded], batch_tokens):
-        ids, mask = pad([encoded[index].ids for index in batch], tokenizer.pad_token_id or 0)
-        rows = token_logprobs(model, ids.to(device), mask.to(device), temperature).double().cpu().numpy()
-        for row, index in zip(rows, batch, strict=True):
-            item, ends = encoded[index], unit_ends[index]
-            unit = units_of(ends, item.ends)
-            sums[index] = np.bincount(unit, row[item.prompt_tokens : len(item.ids)], minlength=len(ends))
+    found = completion_surprise(model, tokenizer, traces, temperature=temperature)
+    sums = [
+        np.bincount(units_of(ends, item.ends), surprise[item.prompt_tokens :, 0], minlength=len(ends))
+        for (item, surprise), ends in zip(found, unit_ends, strict=True)
+    ]
     return torch.from_numpy(np.concatenate(sums)).float()

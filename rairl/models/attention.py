@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -88,11 +89,9 @@ class OnePass(Cache):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Heads ``(P, A, H, D)`` and tails ``(B, A, T, D)`` of ``(1, A, P * H + B * T, D)``."""
-        count = self.heads[0] * self.heads[1]
-        return (
-            x[0, :, :count].unflatten(1, self.heads).transpose(0, 1),
-            x[0, :, count:].unflatten(1, self.tails).transpose(0, 1),
-        )
+        parts = x[0].split([prod(self.heads), prod(self.tails)], 1)
+        head, tail = (part.unflatten(1, shape) for part, shape in zip(parts, (self.heads, self.tails), strict=True))
+        return head.transpose(0, 1), tail.transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,9 @@ class RowStates:
         """Torch's attention of heads to themselves, and of tails to their heads and themselves."""
         (head, tail), keys, values = self.row.split(query), self.row.split(self.keys), self.row.split(self.values)
         of_heads, _ = sdpa_attention_forward(module, head, keys[0], values[0], None, **options)
-        seen, said = (torch.cat([of_head[self.row.owner], of_tail], 2) for of_head, of_tail in (keys, values))
+        seen, said = (
+            torch.cat([of_head.index_select(0, self.row.owner), of_tail], 2) for of_head, of_tail in (keys, values)
+        )
         of_tails = attend_in_blocks(module, tail, seen, said, self.row.look, **options)
         return torch.cat([of_heads.flatten(0, 1), of_tails.flatten(0, 1)])[None]
 

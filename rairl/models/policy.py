@@ -341,16 +341,6 @@ class SharedPrompts:
         return model(input_ids=ids, use_cache=False, **options), lambda value: value[each, tails]
 
 
-def token_logprobs(model: PreTrainedModel, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token given those before it: ``(B, T)``; column 0 is 0.
-
-    The input is padded on the right, where causal attention never looks, so the model needs no mask.
-    """
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float() / temperature
-    picked = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
-    return torch.nn.functional.pad(picked, (1, 0)) * mask
-
-
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each token and entropy of what it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
     if logits.device.type == "cpu" and not torch.is_grad_enabled():
@@ -402,17 +392,24 @@ def completion_surprise(
     tokenizer: PreTrainedTokenizerBase,
     traces: Sequence[Trace],
     *,
+    temperature: float = 1.0,
     batch_tokens: int = 4096,
     progress: bool = False,
 ) -> list[tuple[Encoded, np.ndarray]]:
-    """Each trace's tokens, and log-probability and entropy, in nats, of the completion's: ``(T, 2)``, else NaN."""
+    """Each trace's tokens, and log-probability and entropy, in nats, of the completion's: ``(T, 2)``, else NaN.
+
+    Args:
+        temperature: of the distribution that both are of.
+    """
     encoded = encode(tokenizer, traces)
     found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
     bar = tqdm(total=len(traces), desc="log-probabilities", unit="trace", disable=not progress)
     for batch in batches_by_length([row.tail for row in encoded], batch_tokens):
         rows = SharedPrompts.of_encoded([encoded[index] for index in batch], tokenizer.pad_token_id or 0, device)
-        surprise = token_surprise(rows.read(model).logits, rows.tails).cpu().double().numpy()
+        logits = rows.read(model).logits
+        logits = logits if temperature == 1 else logits / temperature
+        surprise = token_surprise(logits, rows.tails).cpu().double().numpy()
         for index, read in zip(batch, surprise, strict=True):
             item = encoded[index]
             found[index] = np.full((len(item.ids), 2), np.nan)
