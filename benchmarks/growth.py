@@ -134,7 +134,7 @@ def exponents(points: Sequence[Point]) -> dict[str, tuple[float, float | None]]:
         first, last = [point for point in points if point.job == job][-2:]
         step = np.log(last.size / first.size)
         memory = None
-        if first.memory and last.memory:
+        if min(first.memory or 0, last.memory or 0) >= 2**20:  # less is a few pages that happened to be fresh
             memory = float(np.log(last.memory / first.memory) / step)
         found[job] = float(np.log(last.seconds / first.seconds) / step), memory
     return found

@@ -127,7 +127,9 @@ def test_the_floor_of_a_rollout_by_hand() -> None:
 
 
 def test_the_power_of_growth_by_hand() -> None:
-    points = [Point("job", factor, factor, float(factor) ** 2, 3 * factor) for factor in (1, 10, 100)]
+    points = [Point("job", factor, factor, float(factor) ** 2, 3 * factor * 2**20) for factor in (1, 10, 100)]
     ((seconds, memory),) = exponents(points).values()
     assert seconds == pytest.approx(2) and memory == pytest.approx(1)
     assert exponents([replace(point, memory=None) for point in points])["job"][1] is None
+    few_pages = replace(points[1], memory=12_288)
+    assert exponents([few_pages, points[2]])["job"][1] is None
