@@ -55,7 +55,8 @@ def test_the_command_writes_table_json_plot_and_documentation(
     bench.main([*names, "--runs", "2", "--root", str(small), "--json", str(card), "--docs", str(docs)])
     written = json.loads(card.read_text())
     assert [line["what"].split(",")[0].split(" ")[0] for line in written["rows"]] == ["rollouts"] * 2 + ["scoring"] * 3
-    assert all(line["ratio"] > 0 and line["processor"] > 0 and line["runs"] == 2 for line in written["rows"])
+    assert all(line["ratio"] > 0 and line["processor"] > 0 for line in written["rows"])
+    assert [line["runs"] for line in written["rows"]] == [2, 2, 12, 2, 2]  # more pairs of what takes a moment
     assert len(written["growth"]) == 8 and {point["factor"] for point in written["growth"]} == {1, 2}
     text = docs.read_text()
     assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
