@@ -22,6 +22,7 @@ import typer
 from pipelines.cli import app as pipeline_app
 from rairl.errors import RairlError
 from rairl.params import load_params, parse_params
+from rairl.processes import end_quickly
 from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES, run_all, run_stage
 
 if TYPE_CHECKING:
@@ -628,6 +629,7 @@ def _explain(error: Exception) -> int:
 
 def main() -> None:
     """Entry point; exits with 0, 1 (failure), 2 (a mistake the user can mend) or 130 (interrupted)."""
+    end_quickly()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rairl").setLevel(logging.INFO)
     try:

@@ -23,6 +23,7 @@ from typing import Any
 
 from rairl.errors import RairlError
 from rairl.params import Params
+from rairl.processes import end_quickly
 from rairl.tracking import Run, SentRun
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ def _take(pipe: Connection, give: Callable[[Any], None]) -> None:
 
 def deliver(end: int) -> None:
     """What the process does until its command ends: it takes messages from a file descriptor, the pipe's end."""
+    end_quickly()
     pipe, inbox = Connection(end), SimpleQueue[Any]()
     logging.raiseExceptions = False  # when the command is gone, nobody can be told
     logging.getLogger("rairl").setLevel(logging.INFO)

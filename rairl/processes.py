@@ -1,7 +1,8 @@
-"""Processes of one machine: their number, and how quickly one starts."""
+"""Processes of one machine: their number, and how quickly one starts and ends."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Iterator
@@ -27,7 +28,15 @@ def idle_jobs() -> int:
 
 def pool(jobs: int) -> ProcessPoolExecutor:
     """A pool of ``jobs`` processes, spawned, not forked: a copy of a process in which torch has threads may hang."""
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_quickly)
+
+
+def end_quickly() -> None:
+    """Let this process end without a search for garbage, which takes a second where torch and transformers are loaded.
+
+    The interpreter makes the search at its end even when collection is off; what is frozen is left out of it.
+    """
+    atexit.register(gc.freeze)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import yaml
 
 from rairl.errors import RairlError
 from rairl.params import Params, parse_params
+from rairl.processes import end_quickly
 from rairl.stages import TOGETHER, run_stage
 from rairl.tracking import Verdict
 
@@ -97,6 +98,7 @@ def run_task(name: str, params: Mapping[str, Any], metrics: Any, **artifacts: An
     """
     from rairl.tracking import run_links
 
+    end_quickly()
     known, uri = read_params(params)
     gathered = artifacts.pop("metrics_dir", None)
     paths = {arg: Path(artifact.path) for arg, artifact in artifacts.items()}

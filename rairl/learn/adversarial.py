@@ -31,7 +31,7 @@ from rairl.learn.distributed import by_first, mine, total
 from rairl.learn.guard import MAX_ROLLBACKS, begun, collapse
 from rairl.learn.learner import Learner, adamw_of, language_learner, rates
 from rairl.learn.rollouts import Completion, sample_together, to_traces
-from rairl.models.policy import SharedPrompts, batches_by_length
+from rairl.models.policy import SharedPrompts, batches_by_length, tempered
 from rairl.params import GuardParams, PolicyParams
 from rairl.traces import Trace, write_traces
 
@@ -145,7 +145,7 @@ def policy_loss(
     def logprobs_of(it: nn.Module) -> Tensor:
         """Log-probabilities of the whole vocabulary at each completion token: ``(N, V)``."""
         logits = rows.read(it).logits.flatten(0, 1).index_select(0, before).float()
-        return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+        return tempered(logits, temperature).log_softmax(-1)
 
     drawn = rows.tails[taken][:, None]
     distribution = logprobs_of(model)

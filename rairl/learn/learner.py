@@ -314,7 +314,6 @@ def _fully_shard(body: nn.Module) -> None:
     device = next(body.parameters()).device.type
     if plugin.activation_checkpointing:
         checkpoint_gradients(body)
-    body.is_sharded = True
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device, (distributed.world()[1],)),
         "reshard_after_forward": plugin.reshard_after_forward,
@@ -344,7 +343,6 @@ class Zero(_Sharded):
         from accelerate.utils import DeepSpeedPlugin
 
         model = copy.deepcopy(whole)
-        model.is_sharded = True
         self.optimizers = self.make(model)
         [optimizer] = self.optimizers
         self.groups = optimizer.state_dict()["param_groups"]

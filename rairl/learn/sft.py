@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rairl.errors import RairlError
 from rairl.learn import checkpoints, distributed
 from rairl.learn.learner import Learner
+from rairl.learn.muon import Muon
 from rairl.models.policy import batches_by_length, encode, pad
 from rairl.traces import Trace
 
@@ -193,16 +194,15 @@ def adamw(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def muon(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) on the layers' matrices, AdamW on embeddings and norms: for training from scratch.
+    """Muon on the layers' matrices, AdamW on embeddings and norms, at one rate: for training from scratch.
 
-    Needs about half of AdamW's batches to the same loss here (docs/log.md). Its updates are scaled to AdamW's size, so
-    one rate serves both.
+    Needs about half of AdamW's batches to the same loss here (docs/log.md).
     """
     matrices = [value for name, value in model.named_parameters() if value.ndim == 2 and "embed" not in name]
     chosen = {id(value) for value in matrices}
     others = [value for value in model.parameters() if id(value) not in chosen]
     return [
-        torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 

@@ -47,8 +47,11 @@ AttentionInterface.register(BY_CACHE, attend)
 def replaceable(model: PreTrainedModel) -> bool:
     """Whether a model's layers attend by torch's own attention to all that came before, so that ours can stand in.
 
-    Others have sliding windows, a state of their own, keys that are cached compressed, or kernels of other libraries.
+    Others have sliding windows, a state of their own, keys that are cached compressed, or kernels of other libraries,
+    or are inside an engine of DeepSpeed's.
     """
+    if not isinstance(model, PreTrainedModel):
+        return False
     compressed = getattr(model.config, "kv_lora_rank", None) is not None
     if model.config._attn_implementation != "sdpa" or compressed or not model.is_backend_compatible():
         return False

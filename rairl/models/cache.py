@@ -151,14 +151,20 @@ class SampleCache(Cache):
         self.mask = mask
         self.owner = torch.arange(len(mask), device=mask.device).repeat_interleave(n)
         kept = [(layer.keys, layer.values) for layer in prompts.layers]
-        super().__init__(layers=[SampleLayer(*pair, mask, Grid.of(self.owner, pair[0].shape[1])) for pair in kept])
+        grids = self._grids({keys.shape[1] for keys, _ in kept})
+        super().__init__(layers=[SampleLayer(*pair, mask, grids[pair[0].shape[1]]) for pair in kept])
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the samples at ``indices``, which ascend, and no prompt that has none left."""
         left, self.owner = self.owner[indices].unique(return_inverse=True)
         self.mask = self.mask[left]
+        grids = self._grids({layer.prompts[0].shape[1] for layer in self.layers})
         for layer in self.layers:
-            layer.select(indices, left, self.mask, Grid.of(self.owner, layer.prompts[0].shape[1]))
+            layer.select(indices, left, self.mask, grids[layer.prompts[0].shape[1]])
+
+    def _grids(self, heads: set[int]) -> dict[int, Grid]:
+        """By the number of a layer's heads, of which most models have one."""
+        return {count: Grid.of(self.owner, count) for count in heads}
 
 
 @contextmanager

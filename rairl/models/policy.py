@@ -300,7 +300,7 @@ class SharedPrompts:
             return model(input_ids=self.tails, use_cache=False, **options)
         # The mask of a long trace is large, and a layer that is recomputed would not find our attention in place.
         alone = len(self.heads) == len(self.tails) == 1 and self.heads.shape[1] + self.tails.shape[1] > LONG
-        recomputed = model.training and (model.is_gradient_checkpointing or getattr(model, "is_sharded", False))
+        recomputed = model.training and model.is_gradient_checkpointing
         whole = alone or recomputed or not replaceable(model)
         out, tails_of = (self._read_whole if whole else self._read_in_one_pass)(model, options)
         for name, value in out.items():
@@ -339,6 +339,11 @@ class SharedPrompts:
         tails = before + torch.arange(self.tails.shape[1], device=rows.device)
         each = torch.arange(len(rows), device=rows.device)[:, None]
         return model(input_ids=ids, use_cache=False, **options), lambda value: value[each, tails]
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature; at 1 the very same, since a copy of all logits takes time."""
+    return logits if temperature == 1 else logits / temperature
 
 
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
@@ -407,8 +412,7 @@ def completion_surprise(
     bar = tqdm(total=len(traces), desc="log-probabilities", unit="trace", disable=not progress)
     for batch in batches_by_length([row.tail for row in encoded], batch_tokens):
         rows = SharedPrompts.of_encoded([encoded[index] for index in batch], tokenizer.pad_token_id or 0, device)
-        logits = rows.read(model).logits
-        logits = logits if temperature == 1 else logits / temperature
+        logits = tempered(rows.read(model).logits, temperature)
         surprise = token_surprise(logits, rows.tails).cpu().double().numpy()
         for index, read in zip(batch, surprise, strict=True):
             item = encoded[index]
