@@ -326,24 +326,37 @@ import sys
 from pathlib import Path
 from rairl.courier import stage_run
 from rairl.params import load_params
-from rairl.processes import uncollected
+from rairl.processes import end_quickly, uncollected
+end_quickly()
 with stage_run("grpo", load_params(sys.argv[1]), log_dir=Path("metrics")) as run:
     with uncollected():
         {imports}
     run.log({{"loss": 1.0}}, 0)
 """
-"""A stage that does nothing, in the order of :func:`rairl.stages.run_stage`."""
+"""A stage that does nothing, in the order of :func:`rairl.cli.main` and :func:`rairl.stages.run_stage`."""
 IMPORTS = {
     "a stage's parameters and tracking": "import rairl.stages.posttrain",
     "the same with torch and transformers": "import rairl.learn.adversarial, rairl.models.reward, transformers",
     "the same with transformers' modelling code": "import rairl.stages; rairl.stages.load_libraries()",
 }
 """What stages import at least: those that count, those that train, and what loading any model takes besides."""
+LIBRARY = """
+import gc
+gc.disable()
+import {library}
+gc.freeze()
+"""
+"""The floor: a process that only imports, as fast as Python can."""
+LIBRARIES = ("mlflow, mlflow.store.tracking.sqlalchemy_store", "torch, transformers", "transformers.modeling_utils")
 
 
 def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
-    """What a stage costs that does nothing, and a `make repro` that finds nothing to do (where it has been run)."""
+    """What a stage costs that does nothing, and a `make repro` that finds nothing to do (where it has been run).
+
+    The floor is the longer of two imports alone: of tracking, which has a process of its own, and of the libraries.
+    """
     bare, repro, stages = Times(), Times(), {name: Times() for name in IMPORTS}
+    libraries = {name: Times() for name in LIBRARIES}
     with tempfile.TemporaryDirectory() as scratch:
 
         def run(code: str) -> float:
@@ -357,10 +370,13 @@ def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
             bare.timed(lambda: run("pass"))
             for name, code in codes.items():
                 stages[name].timed(lambda code=code: run(code))
+            for name in LIBRARIES:
+                libraries[name].timed(lambda name=name: run(LIBRARY.format(library=name)))
+    alone = {name: _above(times, bare) for name, times in libraries.items()}
     lines = []
-    for name, times in stages.items():
-        extra = statistics.median(b - a for a, b in zip(bare.clock, times.clock, strict=True))
-        lines.append(Row(f"{name}, above bare Python", "", extra, 3.0, "stage", runs))
+    for (name, times), library in zip(stages.items(), LIBRARIES, strict=True):
+        floor = max(alone[library], alone[LIBRARIES[0]])
+        lines.append(Row(f"{name}, above bare Python", "", _above(times, bare), 3.0, "stage", runs, floor=floor))
     if subprocess.run(["dvc", "status", "-q"], cwd=m.root, capture_output=True).returncode == 0:
         for _ in range(runs):
             repro.timed(
@@ -368,6 +384,11 @@ def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
             )
         lines.append(Row("`make repro`, nothing changed", "", statistics.median(repro.clock), 15.0, "run", runs))
     return lines
+
+
+def _above(times: Times, bare: Times) -> float:
+    """Median of the seconds above bare Python."""
+    return statistics.median(b - a for a, b in zip(bare.clock, times.clock, strict=True))
 
 
 ROWS: dict[str, Callable[[Material, int, Machine], list[Row]]] = {

@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from rairl import tracking
 from rairl.errors import RairlError
 from rairl.params import Params
 from rairl.processes import end_quickly
@@ -80,6 +81,16 @@ def _waiting() -> Courier | None:
     return None
 
 
+def run_links(stage: str, params: Params, root: Path = Path(".")) -> dict[str, str]:
+    """:func:`rairl.tracking.run_links`, of the process that waits after a stage if there is one: it has MLflow."""
+    courier = _waiting()
+    if courier is None:
+        return tracking.run_links(stage, params, root)
+    found = courier.ask("links", stage, params, Path(root).resolve())
+    _idle.append(courier)
+    return found or {}
+
+
 class Courier:
     """The process, as the command sees it that has started it."""
 
@@ -105,9 +116,9 @@ class Courier:
         except OSError:
             self._lose()
 
-    def ask(self, what: str) -> Any:
+    def ask(self, what: str, *args: Any) -> Any:
         """What comes back when all is done that was sent before; None if the process is gone."""
-        self.send(what)
+        self.send(what, *args)
         found = None if self._lost else self._replies.get()
         if found is None:
             self._lose()
@@ -181,6 +192,9 @@ def deliver(end: int) -> None:
             with suppress(OSError):
                 pipe.send((run.run_id, run.parent_id))
             run = None if what == "ids" else run
+        elif what == "links":
+            with suppress(OSError):
+                pipe.send(tracking.run_links(*args))
         else:
             try:
                 getattr(run, what)(*args, **options)

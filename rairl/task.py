@@ -96,7 +96,7 @@ def run_task(name: str, params: Mapping[str, Any], metrics: Any, **artifacts: An
         artifacts: per path argument an artifact with a ``path``; ``metrics_dir`` instead is a dict that maps the
             name of a stage to its metrics artifact.
     """
-    from rairl.tracking import run_links
+    from rairl.courier import run_links
 
     end_quickly()
     known, uri = read_params(params)
