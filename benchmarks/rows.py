@@ -334,29 +334,37 @@ with stage_run("grpo", load_params(sys.argv[1]), log_dir=Path("metrics")) as run
     run.log({{"loss": 1.0}}, 0)
 """
 """A stage that does nothing, in the order of :func:`rairl.cli.main` and :func:`rairl.stages.run_stage`."""
+TRACKING = "mlflow, mlflow.store.tracking.sqlalchemy_store"
 IMPORTS = {
-    "a stage's parameters and tracking": "import rairl.stages.posttrain",
-    "the same with torch and transformers": "import rairl.learn.adversarial, rairl.models.reward, transformers",
-    "the same with transformers' modelling code": "import rairl.stages; rairl.stages.load_libraries()",
+    "a stage's parameters and tracking": ("import rairl.stages.posttrain", TRACKING),
+    "the same with torch and transformers": (
+        "import rairl.learn.adversarial, rairl.models.reward, transformers",
+        "torch, transformers",
+    ),
+    "the same with transformers' modelling code": (
+        "import rairl.stages; rairl.stages.load_libraries()",
+        "transformers.modeling_utils",
+    ),
 }
-"""What stages import at least: those that count, those that train, and what loading any model takes besides."""
+"""What stages import at least: those that count, those that train, and what loading any model takes besides; and which
+libraries that is."""
 LIBRARY = """
 import gc
 gc.disable()
 import {library}
 gc.freeze()
 """
-"""The floor: a process that only imports, as fast as Python can."""
-LIBRARIES = ("mlflow, mlflow.store.tracking.sqlalchemy_store", "torch, transformers", "transformers.modeling_utils")
+"""A process that only imports."""
 
 
 def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
     """What a stage costs that does nothing, and a `make repro` that finds nothing to do (where it has been run).
 
-    The floor is the longer of two imports alone: of tracking, which has a process of its own, and of the libraries.
+    The floor is the longer of two imports alone: of tracking, which has a process of its own, and of the libraries. It
+    takes two free cores.
     """
     bare, repro, stages = Times(), Times(), {name: Times() for name in IMPORTS}
-    libraries = {name: Times() for name in LIBRARIES}
+    alone = {library: Times() for _, library in IMPORTS.values()}
     with tempfile.TemporaryDirectory() as scratch:
 
         def run(code: str) -> float:
@@ -364,19 +372,18 @@ def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
             subprocess.run([sys.executable, "-c", code, file], cwd=scratch, check=True, capture_output=True)
             return 1
 
-        codes = {name: STAGE.format(imports=imports) for name, imports in IMPORTS.items()}
-        run(next(iter(codes.values())))  # makes the tracking store
+        run(STAGE.format(imports="pass"))  # makes the tracking store
         for _ in range(runs):
             bare.timed(lambda: run("pass"))
-            for name, code in codes.items():
-                stages[name].timed(lambda code=code: run(code))
-            for name in LIBRARIES:
-                libraries[name].timed(lambda name=name: run(LIBRARY.format(library=name)))
-    alone = {name: _above(times, bare) for name, times in libraries.items()}
+            for name, (imports, library) in IMPORTS.items():
+                stages[name].timed(lambda imports=imports: run(STAGE.format(imports=imports)))
+                alone[library].timed(lambda library=library: run(LIBRARY.format(library=library)))
+    floors = {library: _above(times, bare) for library, times in alone.items()}
     lines = []
-    for (name, times), library in zip(stages.items(), LIBRARIES, strict=True):
-        floor = max(alone[library], alone[LIBRARIES[0]])
-        lines.append(Row(f"{name}, above bare Python", "", _above(times, bare), 3.0, "stage", runs, floor=floor))
+    for name, (_, library) in IMPORTS.items():
+        floor = max(floors[library], floors[TRACKING])
+        extra = _above(stages[name], bare)
+        lines.append(Row(f"{name}, above bare Python", "", extra, 3.0, "stage", runs, floor=floor))
     if subprocess.run(["dvc", "status", "-q"], cwd=m.root, capture_output=True).returncode == 0:
         for _ in range(runs):
             repro.timed(

@@ -21,11 +21,10 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from rairl import tracking
 from rairl.errors import RairlError
 from rairl.params import Params
 from rairl.processes import end_quickly
-from rairl.tracking import Run, SentRun
+from rairl.tracking import Run, SentRun, run_links
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +80,14 @@ def _waiting() -> Courier | None:
     return None
 
 
-def run_links(stage: str, params: Params, root: Path = Path(".")) -> dict[str, str]:
-    """:func:`rairl.tracking.run_links`, of the process that waits after a stage if there is one: it has MLflow."""
+def links_of(stage: str, params: Params, root: Path = Path(".")) -> dict[str, str]:
+    """:func:`rairl.tracking.run_links`, from the process that waits after a stage if there is one: it has MLflow."""
     courier = _waiting()
-    if courier is None:
-        return tracking.run_links(stage, params, root)
-    found = courier.ask("links", stage, params, Path(root).resolve())
+    found = None if courier is None else courier.ask("links", dict(os.environ), os.getcwd(), stage, params, root)
+    if courier is None or found is None:
+        return run_links(stage, params, root)
     _idle.append(courier)
-    return found or {}
+    return dict(found)
 
 
 class Courier:
@@ -194,7 +193,7 @@ def deliver(end: int) -> None:
             run = None if what == "ids" else run
         elif what == "links":
             with suppress(OSError):
-                pipe.send(tracking.run_links(*args))
+                pipe.send(_links(*args))
         else:
             try:
                 getattr(run, what)(*args, **options)
@@ -205,11 +204,24 @@ def deliver(end: int) -> None:
 
 
 def _begin(environment: dict[str, str], folder: str, *args: Any, **options: Any) -> Run:
-    """A run of the command as it is now; it may have moved since its last stage."""
+    _follow(environment, folder)
+    return Run(*args, **options)
+
+
+def _links(environment: dict[str, str], folder: str, *args: Any) -> dict[str, str] | None:
+    _follow(environment, folder)
+    try:
+        return run_links(*args)
+    except Exception as error:  # the stage has ended well
+        logger.warning("the ids of the run can't be told: %s", error)
+        return None
+
+
+def _follow(environment: dict[str, str], folder: str) -> None:
+    """Stand where the command stands now; it may have moved since its last stage."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    return Run(*args, **options)
 
 
 class _Teller(QueueHandler):

@@ -34,7 +34,8 @@ def pool(jobs: int) -> ProcessPoolExecutor:
 def end_quickly() -> None:
     """Let this process end without a search for garbage, which takes a second where torch and transformers are loaded.
 
-    The interpreter makes the search at its end even when collection is off; what is frozen is left out of it.
+    The interpreter makes the search at its end even when collection is off; what is frozen is left out of it. So what
+    has to be written or closed must not wait for it.
     """
     atexit.register(gc.freeze)
 

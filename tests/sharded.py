@@ -27,6 +27,7 @@ from rairl.learn.learner import Fsdp, language_learner
 from rairl.learn.rollouts import Completion, sample_together
 from rairl.learn.sft import Fit, adamw, examples, fit, mean_loss
 from rairl.models.adapters import add_lora
+from rairl.models.attention import replaceable
 from rairl.models.policy import encode, load_policy, make_trainable, save_policy
 from rairl.models.reward import RewardModel, new_reward
 from rairl.params import ArithmeticDataset, Params, parse_params
@@ -123,6 +124,7 @@ def policy_after(train: str) -> nn.Module:
         return [torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.0)]
 
     learner = language_learner(model, adam)
+    assert not isinstance(learner, Fsdp) or replaceable(learner.model)  # prompts and completions go in one pass
     for step in range(3):
         metrics = policy_step(learner, reference, completions, advantages, it, rate=1e-3, kl=0.1)
         NORMS.setdefault(f"{train} {step}", metrics["policy/grad_norm"])

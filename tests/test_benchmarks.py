@@ -77,7 +77,7 @@ def test_continuous_batching_and_overhead_run(small: Path) -> None:
     material = Material.of(small)
     (line,) = rows.continuous(material, 1, MACHINE, prompts=1, n=2)
     assert line.ratio
-    assert rows.overhead(material, 1, MACHINE)[0].ours > 0
+    assert all(line.ours > (line.floor or 0) > 0 for line in rows.overhead(material, 1, MACHINE)[:3])
 
 
 def test_without_a_finished_run_it_says_what_to_do(tmp_path: Path) -> None:

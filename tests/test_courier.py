@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import until
 
-from rairl.courier import Courier, run_links, stage_run
+from rairl.courier import Courier, links_of, stage_run
 from rairl.params import Params
 from rairl.tracking import now
 
@@ -72,14 +72,16 @@ def test_the_ids_of_a_run_come_from_the_process_that_has_mlflow_while_it_is_ther
 ) -> None:
     with stage_run("sft", miniature, log_dir=project / "metrics", root=project) as run:
         pass
-    monkeypatch.setattr("rairl.tracking.run_links", lambda *_: {"asked": "here"})
+    monkeypatch.setattr("rairl.courier.run_links", lambda *_: {"asked": "here"})
     for _ in range(2):
-        links = run_links("sft", miniature, project)
+        links = links_of("sft", miniature, project)
         assert (links["mlflow.run_id"], links["mlflow.parent_id"]) == (run.run_id, run.parent_id)
-    assert run_links("peer", miniature, project) == {} and len(hired) == 1
+    assert links_of("peer", miniature, project) == {} and len(hired) == 1
+    monkeypatch.setenv("RAIRL_KFP_RUN", "another")
+    assert links_of("sft", miniature, project) == {}
     hired[0].process.kill()
     hired[0].process.wait()
-    assert run_links("sft", miniature, project) == {"asked": "here"}
+    assert links_of("sft", miniature, project) == {"asked": "here"}
 
 
 def test_a_row_has_the_time_of_its_step_not_of_its_delivery(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -49,6 +49,30 @@ def test_a_matrix_of_one_singular_value_is_stepped_by_hand() -> None:
     torch.testing.assert_close(weight.detach(), wanted)
 
 
+def test_decay_comes_first_and_does_not_touch_the_step() -> None:
+    weight, twin = (nn.Parameter(torch.full((2, 3), 2.0)) for _ in range(2))
+    weight.grad = twin.grad = torch.tensor([[4.0, 1.0, 0.0], [0.0, 3.0, 2.0]])
+    Muon([weight], lr=0.5, weight_decay=0.1).step()
+    Muon([twin], lr=0.5, weight_decay=0.0).step()
+    torch.testing.assert_close(weight.detach(), twin.detach() - 0.5 * 0.1 * 2.0)
+
+
+def test_bfloat16_weights_stay_so_and_step_as_torchs() -> None:
+    ours, theirs = matrices().bfloat16(), matrices().bfloat16()
+    how = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}
+    for weights, optimizer in (
+        (ours, Muon(ours, **how)),
+        (theirs, torch.optim.Muon(theirs, **how, adjust_lr_fn="match_rms_adamw")),
+    ):
+        for weight, gradient in zip(weights, matrices(1), strict=True):
+            weight.grad = gradient.detach().bfloat16()
+        optimizer.step()
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+@settings(deadline=None)
 @given(rows=st.integers(1, 12), more=st.integers(0, 12), seed=st.integers(0, 999))
 def test_singular_values_come_near_one(rows: int, more: int, seed: int) -> None:
     x = torch.randn(3, rows, rows + more, generator=torch.Generator().manual_seed(seed))

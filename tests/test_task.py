@@ -96,7 +96,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield NullRun()
 
     monkeypatch.setattr("rairl.courier.stage_run", stage_run)
-    monkeypatch.setattr("rairl.courier.run_links", lambda *_: {"mlflow.run_id": "abc"})
+    monkeypatch.setattr("rairl.courier.links_of", lambda *_: {"mlflow.run_id": "abc"})
 
     def use(function: Any) -> None:
         module = ModuleType("rairl.stages.prepare")

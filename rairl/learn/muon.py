@@ -1,4 +1,4 @@
-"""Muon, the optimizer of matrices that a model is pre-trained with, in the weights' own precision."""
+"""Muon, the optimiser of the matrices that a model is pre-trained with, all matrices of a shape at once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Muon(torch.optim.Optimizer):
     """Steps along the momentum with all its singular values near 1 (Jordan et al. 2024).
 
     Steps have the size of Adam's (Liu et al. 2025, equation 4), so that one learning rate serves both, and decay is
-    decoupled. ``torch.optim.Muon`` does the same in bfloat16, matrix by matrix, which takes a processor without
-    bfloat16 units longer than the model's own forward and backward pass (docs/performance.md).
+    decoupled. ``torch.optim.Muon`` takes the same steps in bfloat16 and matrix by matrix, which on a processor without
+    bfloat16 units takes longer than the model's own forward and backward pass (docs/performance.md).
 
     Args:
-        params: matrices.
+        params: matrices, of one precision and on one device.
         lr: learning rate.
         momentum: of the gradients' running mean, with a look ahead (Nesterov).
         weight_decay: per step, times the learning rate.
@@ -51,15 +51,21 @@ class Muon(torch.optim.Optimizer):
     def _ahead(self, weight: Tensor, momentum: float) -> Tensor:
         """The gradient, moved towards its running mean after that has been moved towards the gradient."""
         state = self.state[weight]
-        mean = state.setdefault("momentum_buffer", torch.zeros_like(weight))
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        mean = state["momentum_buffer"]
         mean.lerp_(weight.grad, 1 - momentum)
         return weight.grad.lerp(mean, momentum)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Matrices ``(N, R, C)``, R at most C, with every singular value that is not tiny brought to between .7 and 1.2."""
+    """Matrices ``(N, R, C)``, R at most C, with every singular value that is not tiny brought to between .7 and 1.2.
+
+    It is done in bfloat16 on a GPU, which is fast at it, and in the matrices' own precision on a processor.
+    """
     a, b, c = COEFFICIENTS
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

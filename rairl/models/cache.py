@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -151,20 +151,21 @@ class SampleCache(Cache):
         self.mask = mask
         self.owner = torch.arange(len(mask), device=mask.device).repeat_interleave(n)
         kept = [(layer.keys, layer.values) for layer in prompts.layers]
-        grids = self._grids({keys.shape[1] for keys, _ in kept})
-        super().__init__(layers=[SampleLayer(*pair, mask, grids[pair[0].shape[1]]) for pair in kept])
+        grids = self._grids([keys for keys, _ in kept])
+        super().__init__(layers=[SampleLayer(*pair, mask, grid) for pair, grid in zip(kept, grids, strict=True)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the samples at ``indices``, which ascend, and no prompt that has none left."""
         left, self.owner = self.owner[indices].unique(return_inverse=True)
         self.mask = self.mask[left]
-        grids = self._grids({layer.prompts[0].shape[1] for layer in self.layers})
-        for layer in self.layers:
-            layer.select(indices, left, self.mask, grids[layer.prompts[0].shape[1]])
+        grids = self._grids([layer.prompts[0] for layer in self.layers])
+        for layer, grid in zip(self.layers, grids, strict=True):
+            layer.select(indices, left, self.mask, grid)
 
-    def _grids(self, heads: set[int]) -> dict[int, Grid]:
-        """By the number of a layer's heads, of which most models have one."""
-        return {count: Grid.of(self.owner, count) for count in heads}
+    def _grids(self, keys: Sequence[Tensor]) -> list[Grid]:
+        """Of each layer's keys ``(P, H, L, D)``; layers with as many heads, which most models' have, share one."""
+        made = {heads: Grid.of(self.owner, heads) for heads in {key.shape[1] for key in keys}}
+        return [made[key.shape[1]] for key in keys]
 
 
 @contextmanager

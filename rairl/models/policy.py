@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from rairl.errors import RairlError
@@ -132,6 +132,11 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
     """Let a model in training keep only what enters each layer for the backward pass, in place."""
     # Reentrant checkpoints want inputs with a gradient, which the embeddings of a frozen body don't have.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Whether :func:`checkpoint_gradients` was called on a model, or transformers' own switch is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def quiet() -> None:
@@ -300,8 +305,7 @@ class SharedPrompts:
             return model(input_ids=self.tails, use_cache=False, **options)
         # The mask of a long trace is large, and a layer that is recomputed would not find our attention in place.
         alone = len(self.heads) == len(self.tails) == 1 and self.heads.shape[1] + self.tails.shape[1] > LONG
-        recomputed = model.training and model.is_gradient_checkpointing
-        whole = alone or recomputed or not replaceable(model)
+        whole = alone or (model.training and recomputes(model)) or not replaceable(model)
         out, tails_of = (self._read_whole if whole else self._read_in_one_pass)(model, options)
         for name, value in out.items():
             if isinstance(value, tuple):
