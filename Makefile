@@ -45,10 +45,10 @@ bench: setup ## speed beside what else could be used, into runs/bench and docs/p
 	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 python -m benchmarks --docs docs/performance.md
 
 test: setup ## the tests, except the slow ones
-	@pytest -q -n auto --dist loadfile -m "not slow"
+	@pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: setup ## every test
-	@pytest -q -n auto --dist loadfile
+	@pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup ## style and types
 	@ruff check .
