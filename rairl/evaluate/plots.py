@@ -291,9 +291,8 @@ def histories(rows: Sequence[Mapping[str, float]], path: Path, *, columns: int =
     lines = -(-len(panels) // columns)
     figure, axes = _figure(3.3 * columns, 2.3 * lines, lines, columns, layout=None)
     # Panels of one size need no layout to be worked out, which would take as long as the drawing, twice.
-    figure.subplots_adjust(
-        left=0.16 / columns, right=1 - 0.04 / columns, bottom=0.13 / lines, top=1 - 0.13 / lines, wspace=0.22, hspace=0.36
-    )
+    figure.subplots_adjust(left=0.16 / columns, right=1 - 0.04 / columns, bottom=0.13 / lines, top=1 - 0.13 / lines)
+    figure.subplots_adjust(wspace=0.22, hspace=0.36)
     for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
         _history_panel(axis, title, keys, rows)
     for axis in list(axes.flat)[len(panels) :]:
