@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from rairl.params import Params, parse_params
-from rairl.processes import cores
 from rairl.traces import Trace
 
 if TYPE_CHECKING:
@@ -40,17 +39,12 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 LONGEST = ("test_dvc.py", "test_logged_run.py")
-"""Files that run whole pipelines: first, so that at the end no worker is left alone with one."""
+"""Files that run whole pipelines: first, or one worker would be left with them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first (with ``--no-loadscope-reorder``), the others as they were."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """Half as many again as cores, for ``-n auto``: a quarter of the time tests wait for other processes."""
-    return cores() * 3 // 2
 
 
 @pytest.fixture(scope="session")

@@ -156,6 +156,7 @@ def test_the_whole_pipeline_runs(finished: Path) -> None:
     assert list((finished / "report").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_kubeflows_local_runner_gives_the_same_figures(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes((finished / "params.yaml").read_bytes())
     done = subprocess.run(
