@@ -38,8 +38,8 @@ for name, value in {
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-LONGEST = ("test_dvc.py", "test_logged_run.py")
-"""Files that run whole pipelines: first, or one worker would be left with them at the end."""
+LONGEST = ("test_dvc.py", "test_logged_run.py", "test_tracking.py", "test_report.py", "test_trainjob.py")
+"""Files of a minute or more that come late in the alphabet, and the longest: first, or a worker would end with them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

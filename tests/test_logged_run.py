@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,18 @@ def small(values: dict[str, Any], data: Path) -> dict[str, Any]:
     return values
 
 
+def every_third(path: Path, folder: Path) -> str:
+    """A file with every third row of a file of labelled traces, in a folder of the same name."""
+    part = folder / path.parent.name / path.name
+    part.parent.mkdir()
+    with path.open() as rows:
+        part.write_text("".join(islice(rows, 0, None, 3)))
+    return str(part)
+
+
 def test_the_logged_preset_runs_on_real_text(tmp_path: Path, shared_data: Path) -> None:
     values = small(yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text()), shared_data)
+    values["dataset"]["labelled"] = [every_third(Path(path), tmp_path) for path in values["dataset"]["labelled"]]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "rairl.cli", "run", "--dir", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -79,8 +90,9 @@ def own_files_give_the_same(out: Path, files: list[str], figures: dict[str, Any]
     words = ["localise", files[1], "--reward", str(out / "models" / "reward"), "-o", str(out / "rows.jsonl")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert f"{files[1]}: 300 traces in the format bigbench_mistake" in done.stderr
-    assert "first wrong step of 238 wrong traces, exact:" in done.stderr
+    assert f"{files[1]}: 100 traces in the format bigbench_mistake" in done.stderr
+    wrong = sum(trace.first_error is not None for trace in read_own(Path(files[1])).traces)
+    assert f"first wrong step of {wrong} wrong traces, exact:" in done.stderr
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
