@@ -83,11 +83,12 @@ def _waiting() -> Courier | None:
 def links_of(stage: str, params: Params, root: Path = Path(".")) -> dict[str, str]:
     """:func:`rairl.tracking.run_links`, from the process that waits after a stage if there is one: it has MLflow."""
     courier = _waiting()
-    found = None if courier is None else courier.ask("links", dict(os.environ), os.getcwd(), stage, params, root)
-    if courier is None or found is None:
-        return run_links(stage, params, root)
-    _idle.append(courier)
-    return dict(found)
+    if courier is not None:
+        found: dict[str, str] | None = courier.ask("links", dict(os.environ), os.getcwd(), stage, params, root)
+        if found is not None:
+            _idle.append(courier)
+            return found
+    return run_links(stage, params, root)
 
 
 class Courier:
@@ -208,13 +209,9 @@ def _begin(environment: dict[str, str], folder: str, *args: Any, **options: Any)
     return Run(*args, **options)
 
 
-def _links(environment: dict[str, str], folder: str, *args: Any) -> dict[str, str] | None:
+def _links(environment: dict[str, str], folder: str, *args: Any) -> dict[str, str]:
     _follow(environment, folder)
-    try:
-        return run_links(*args)
-    except Exception as error:  # the stage has ended well
-        logger.warning("the ids of the run can't be told: %s", error)
-        return None
+    return run_links(*args)
 
 
 def _follow(environment: dict[str, str], folder: str) -> None:

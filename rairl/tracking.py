@@ -580,20 +580,21 @@ def views(host: str, root: Path = Path(".")) -> list[str]:
 
 def run_links(stage: str, params: Params, root: Path = Path(".")) -> dict[str, str]:
     """Ids of the newest tracking run of a stage and of its parent, to be kept with a task's figures; {} without any."""
+    uri = tracking_uri(root)
     tags = {"rairl.params": params.digest(), "rairl.commit": git_commit(root), "rairl.stage": stage, **_pipeline_tag()}
     try:
         with _quiet():
-            client = _connect(tracking_uri(root))
+            client = _connect(uri)
             experiment = client.get_experiment_by_name(params.tracking.experiment)
             runs = _search(client, experiment.experiment_id, tags) if experiment else []
+        newest = max(runs, key=lambda run: run.info.start_time, default=None)
+        if newest is None:
+            return {}
+        parent = newest.data.tags["mlflow.parentRunId"]
+        return {"mlflow.tracking_uri": uri, "mlflow.run_id": newest.info.run_id, "mlflow.parent_id": parent}
     except Exception as error:  # the figures matter more than the way to them
         logger.warning("the tracking run of %s can't be named: %s", stage, _reason(error))
         return {}
-    newest = max(runs, key=lambda run: run.info.start_time, default=None)
-    if newest is None:
-        return {}
-    parent = newest.data.tags["mlflow.parentRunId"]
-    return {"mlflow.tracking_uri": tracking_uri(root), "mlflow.run_id": newest.info.run_id, "mlflow.parent_id": parent}
 
 
 def close_pipeline(params: Params, *, status: str, error: str = "", root: Path = Path(".")) -> None:
