@@ -299,9 +299,9 @@ def score(file: FILE, reward: REWARD, output: OUTPUT = None, form: FORMAT = "aut
     malformed = survey(file, form=form, skip_bad=skip_bad).left_out
     for message in malformed:
         _say(f"left out: {message}")
-    from rairl.models.reward import RewardModel
+    from rairl.use.load import load_reward
 
-    model = RewardModel.from_pretrained(reward)
+    model = load_reward(reward)
     found = survey(file, form=form, skip_bad=skip_bad, check=model.require_readable)
     for message in found.left_out:
         if message not in malformed:
@@ -408,10 +408,10 @@ def serve(
 
     A request is {"inputs": [{"problem": ..., "text": ...}, ...]}; see docs/own-candidates.md for fields and limits.
     """
-    from rairl.models.reward import RewardModel
     from rairl.server import serve as listen
+    from rairl.use.load import load_reward
 
-    model = RewardModel.from_pretrained(reward)
+    model = load_reward(reward)
     _say(f"serving {reward} at http://{host}:{port}  (Ctrl-C ends it)")
     listen(model, host, port)
 
@@ -425,7 +425,7 @@ def export(
 
     It is loaded once before the folder gets its name. Share it as it is, or upload it to the hub.
     """
-    from rairl.models.folder import export as copy
+    from rairl.use.load import export as copy
 
     copy(model, folder)
     _say(f"wrote {folder}")
@@ -546,9 +546,9 @@ def _own(file: Path, reward: str, form: str, skip_bad: bool) -> tuple[list[Trace
     own = read_own(file, form=form, skip_bad=skip_bad)
     for message in own.left_out:
         _say(f"left out: {message}")
-    from rairl.models.reward import RewardModel
+    from rairl.use.load import load_reward
 
-    model = RewardModel.from_pretrained(reward)
+    model = load_reward(reward)
     kept = require(own, model.require_readable, skip_bad=skip_bad)
     for message in kept.left_out[len(own.left_out) :]:
         _say(f"left out: {message}")

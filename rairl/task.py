@@ -25,7 +25,7 @@ import yaml
 from rairl.errors import RairlError
 from rairl.params import Params, parse_params
 from rairl.processes import end_quickly
-from rairl.stages import TOGETHER, run_stage
+from rairl.stages import TOGETHER, run_stage, stage_command
 from rairl.tracking import Verdict
 
 ACCELERATE = Path(__file__).parents[1] / "configs" / "accelerate"
@@ -123,12 +123,6 @@ def _train_or_run(name: str, params: Params, paths: dict[str, Path]) -> None:
         launch(name, params, paths, ACCELERATE / f"{config}.yaml")
     else:
         run_stage(name, params, **paths)
-
-
-def stage_command(name: str, params_file: Path, paths: Mapping[str, Path]) -> list[str]:
-    """The command line of a stage with all its paths, from ``rairl`` on."""
-    flags = [part for arg, path in paths.items() for part in (f"--{arg.replace('_', '-')}", str(path))]
-    return ["rairl", "stage", name, "--params", str(params_file), *flags]
 
 
 def launch(name: str, params: Params, paths: Mapping[str, Path], config: Path) -> None:

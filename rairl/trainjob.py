@@ -21,7 +21,7 @@ import yaml
 
 from rairl.errors import RairlError
 from rairl.params import Params
-from rairl.stages import INPUTS, OUTPUTS
+from rairl.stages import INPUTS, OUTPUTS, stage_command
 
 if TYPE_CHECKING:
     from kubernetes.client import CustomObjectsApi
@@ -91,8 +91,6 @@ def train_in_job(
     Raises:
         RairlError: when the job fails; its message and the command that shows its log are named.
     """
-    from rairl.task import stage_command
-
     job = job_name(name, params)
     folder = Path(settings["shared"]) / "jobs" / job
     there = {arg: folder / arg for arg in paths}

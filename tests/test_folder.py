@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 from rairl.cli import app
 from rairl.courier import stage_run
 from rairl.errors import RairlError
-from rairl.models.folder import export, model_card, write_card
+from rairl.models.folder import model_card, write_card
 from rairl.models.reward import RewardModel, new_reward
 from rairl.params import Params
 from rairl.stages.prepare import prepare
 from rairl.stages.rairl import write_scores
 from rairl.traces import Trace
 from rairl.tracking import NullRun
+from rairl.use.load import export, load_reward
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_from_the_registry(
     monkeypatch.chdir(project)
     here = RewardModel.from_pretrained(saved)
     for name in ("models:/rairl-reward@champion", "models:/rairl-reward/1"):
-        assert same(RewardModel.from_pretrained(name), here, demos[:2])
+        assert same(load_reward(name), here, demos[:2])
     for name, words in {
         "models:/rairl-reward@nobody": "nobody",
         "models:/rairl-reward/9": "9",
@@ -57,7 +58,7 @@ def test_from_the_registry(
         "models:/": "models:/",
     }.items():
         with pytest.raises(RairlError, match=f"MLflow at .*{words}"):
-            RewardModel.from_pretrained(name)
+            load_reward(name)
     export("models:/rairl-reward@champion", project / "mine")
     assert same(RewardModel.from_pretrained(project / "mine"), here, demos[:2])
 
@@ -65,7 +66,7 @@ def test_from_the_registry(
 def test_without_a_store_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RairlError, match="set MLFLOW_TRACKING_URI"):
-        RewardModel.from_pretrained("models:/rairl-reward@champion")
+        load_reward("models:/rairl-reward@champion")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,14 +79,14 @@ def test_from_the_hub_with_its_commit(
     saved.rename(snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    loaded = RewardModel.from_pretrained(f"someone/reward@{commit}")
+    loaded = load_reward(f"someone/reward@{commit}")
     assert same(loaded, RewardModel.from_pretrained(snapshot), demos[:2])
     with pytest.raises(RairlError, match=r"no commit 'f{40}' of 'someone/reward'"):
-        RewardModel.from_pretrained("someone/reward@" + "f" * 40)
+        load_reward("someone/reward@" + "f" * 40)
     with pytest.raises(RairlError, match="the hub has no commit"):
-        RewardModel.from_pretrained("not/a/name@1")
+        load_reward("not/a/name@1")
     with pytest.raises(RairlError, match="a hub repository with its commit"):
-        RewardModel.from_pretrained("someone/reward")  # no pinned commit: taken for a folder
+        load_reward("someone/reward")  # no pinned commit: taken for a folder
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------

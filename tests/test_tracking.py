@@ -563,7 +563,8 @@ def test_a_reward_travels_over_http(
     import torch
     from mlflow.models import get_model_info
 
-    from rairl.models.reward import RewardModel, new_reward
+    from rairl.models.reward import new_reward
+    from rairl.use.load import load_reward
     from rairl.registry import read_versions
 
     server.start()
@@ -575,7 +576,7 @@ def test_a_reward_travels_over_http(
         run.promote_champion("dev/score")
     shutil.rmtree(project / "checkpoint")
     monkeypatch.chdir(project.parent)
-    read = RewardModel.from_pretrained("models:/rairl-reward@champion")
+    read = load_reward("models:/rairl-reward@champion")
     assert read.calibration == model.calibration
     for one, other in zip(read.score(demos[:3]), model.score(demos[:3]), strict=True):
         assert one.steps.tolist() == pytest.approx(other.steps.tolist(), abs=1e-5)
@@ -588,7 +589,7 @@ def test_a_reward_travels_over_http(
         pass
     server.kill()
     with pytest.raises(RairlError, match=r"MLflow at http://127\.0\.0\.1"):
-        RewardModel.from_pretrained("models:/rairl-reward@champion")
+        load_reward("models:/rairl-reward@champion")
 
 
 # --- a run of Kubeflow Pipelines ------------------------------------------------------------------------------------

@@ -1,19 +1,15 @@
-"""The folder of a reward model: where it comes from, the card that explains it, and a copy to give away."""
+"""The folder of a reward model: what is in it, and the card that explains it."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rairl.errors import RairlError
 
 CARD = "README.md"
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", CARD]
-"""What a reward's folder is made of; nothing else is fetched from the hub."""
 _DEV = {
     "dev/score": "mean of dev/prefers_corrupted and dev/auroc; it chose this checkpoint",
     "dev/prefers_corrupted": "an expert trace scores above its own corruption (chance 0.5)",
@@ -22,72 +18,6 @@ _DEV = {
     "dev/exact_rollouts": "first wrong step found, in wrong samples (where they part from the expert)",
     "dev/exact_labelled": "first wrong step found, in solutions that a reviewer marked",
 }
-
-
-@contextmanager
-def reward_folder(source: str | Path) -> Iterator[Path]:
-    """The folder of a reward model while it is being read.
-
-    Args:
-        source: a folder; ``models:/name@alias`` or ``models:/name/version`` in the MLflow registry; or a repository of
-            the Hugging Face hub with the commit to pin, ``owner/name@commit``.
-
-    Raises:
-        RairlError: when the registry has no such model or the hub no such commit.
-    """
-    from rairl.tracking import registered_reward
-
-    if str(source).startswith("models:/"):
-        with registered_reward(str(source)) as folder:
-            yield folder
-    elif "@" in str(source) and not Path(source).exists():
-        yield _from_hub(str(source))
-    else:
-        yield Path(source)
-
-
-def _from_hub(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    name, _, commit = source.rpartition("@")
-    try:
-        return Path(snapshot_download(name, revision=commit, allow_patterns=_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise RairlError(
-            f"the hub has no commit {commit!r} of {name!r}, or can't be reached ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def export(source: str | Path, target: str | Path) -> None:
-    """Copy a reward model into a folder that needs nothing else: weights, tokenizer, parameters, calibration, card.
-
-    The copy is loaded once before it gets its name, so a folder that is there is one that works.
-
-    Args:
-        source: as for :func:`reward_folder`.
-        target: the folder to make.
-
-    Raises:
-        RairlError: when ``source`` is no reward model or ``target`` is there already.
-    """
-    from rairl.models.reward import RewardModel
-
-    target = Path(target)
-    if target.exists():
-        raise RairlError(f"{target} is there already; name a folder that is not")
-    draft = target.with_name(f".part-{target.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    with reward_folder(source) as folder:
-        require_reward(folder)
-        shutil.copytree(folder, draft)
-    try:
-        if not (draft / CARD).is_file():
-            write_card(draft)
-        RewardModel.from_pretrained(draft)
-        draft.replace(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def require_reward(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from rairl.errors import RairlError
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
-from rairl.models.folder import require_reward, reward_folder
+from rairl.models.folder import require_reward
 from rairl.models.policy import (
     Encoded,
     SharedPrompts,
@@ -413,23 +413,18 @@ class RewardModel(nn.Module):
         return {"weight": self.head[-1].weight.detach().contiguous(), "bias": self.head[-1].bias.detach()}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> RewardModel:
+    def from_pretrained(cls, folder: str | Path) -> RewardModel:
         """Load what :meth:`save_pretrained` wrote, in evaluation mode.
 
-        Args:
-            source: a folder, ``models:/name@alias`` in the MLflow registry, or ``owner/name@commit`` on the hub.
+        :func:`rairl.use.load.load_reward` also takes names in the MLflow registry and on the hub.
 
         Raises:
-            RairlError: when the source is missing, is not a reward model, or has another layout version.
+            RairlError: when the folder is missing, holds no reward model, or has another layout version.
         """
-        with reward_folder(source) as folder:
-            return cls._load(folder)
-
-    @classmethod
-    def _load(cls, folder: Path) -> RewardModel:
         from safetensors.torch import load_file
         from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
+        folder = Path(folder)
         quiet()
         card = require_reward(folder)
         if card.get("format") != FORMAT:

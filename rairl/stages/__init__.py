@@ -175,6 +175,12 @@ def run_stage(name: str, params: Params, *, root: Path = Path("."), **paths: Pat
     return by_first(lambda: figures)
 
 
+def stage_command(name: str, params_file: Path, paths: Mapping[str, Path]) -> list[str]:
+    """The command line of a stage with all its paths, from ``rairl`` on."""
+    flags = [part for arg, path in paths.items() for part in (f"--{arg.replace('_', '-')}", str(path))]
+    return ["rairl", "stage", name, "--params", str(params_file), *flags]
+
+
 def _stage(name: str) -> Callable[..., dict[str, Estimate]]:
     if name in WITH_MODELS:
         load_libraries()
