@@ -564,8 +564,8 @@ def test_a_reward_travels_over_http(
     from mlflow.models import get_model_info
 
     from rairl.models.reward import new_reward
-    from rairl.use.load import load_reward
     from rairl.registry import read_versions
+    from rairl.use.load import load_reward
 
     server.start()
     model = new_reward(tiny_policy, miniature.reward, seed=0).calibrated(aggregator="min", threshold=-1.0)
