@@ -30,7 +30,7 @@ repro: export OMP_NUM_THREADS ?= 1
 endif
 repro: setup ## run the pipeline of dvc.yaml on params.yaml; only what has changed runs again (JOBS=1: a stage at a time)
 ifneq ($(JOBS),1)
-	@dvc status -q || { dvc repro prepare && $(call together,base sft,peer) && $(call together,grpo,rairl) \
+	@dvc status -q || { dvc repro prepare && $(call together,base sft,second_model) && $(call together,grpo,rairl) \
 		&& dvc repro -s sample && $(call together,posttrain,rerank) && $(call together,localise,audit); }
 endif
 	@dvc repro
@@ -50,9 +50,10 @@ test: setup ## the tests, except the slow ones
 test-all: setup ## every test
 	@pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-lint: setup ## style and types
+lint: setup ## style, types, and which folder may import which
 	@ruff check .
 	@ruff format --check .
+	@lint-imports --no-logo
 	@mypy
 
 ui: setup ## the MLflow page of all runs, on http://127.0.0.1:5000

@@ -22,7 +22,7 @@ from benchmarks import floors, growth
 from benchmarks.material import Material
 from benchmarks.paired import Row
 from benchmarks.rows import ROWS
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
 
 NAMES = (*ROWS, "growth")
 MARKS = "<!-- bench -->", "<!-- end bench -->"

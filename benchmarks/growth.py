@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.material import Material
-from rairl.learn.discriminator import LearnedReward, unique_ids
+from rairl.core.traces import read_traces, write_traces
+from rairl.learn.learned_reward import LearnedReward, unique_ids
 from rairl.learn.replay import Replay
 from rairl.learn.rollouts import sample
 from rairl.models.base import new_model
 from rairl.models.reward import RewardModel, reward_on
-from rairl.traces import read_traces, write_traces
 
 FACTORS = (1, 10, 100)
 

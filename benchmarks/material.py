@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, load_params
+from rairl.core.traces import Trace, read_traces
 from rairl.models.policy import load_policy
-from rairl.params import Params, load_params
-from rairl.segment import think_lines
-from rairl.traces import Trace, read_traces
+from rairl.text.segment import think_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +35,9 @@ class Material:
         Raises:
             RairlError: when it has not run there.
         """
-        needed = [root / name for name in ("models/sft", "models/peer", "models/reward", "candidates/sft.test.jsonl")]
+        needed = [
+            root / name for name in ("models/sft", "models/second_model", "models/reward", "candidates/sft.test.jsonl")
+        ]
         missing = [str(path) for path in needed if not path.exists()]
         if missing:
             raise RairlError(f"{', '.join(missing)} is not there; run `make repro` first")

@@ -20,11 +20,12 @@ import torch
 from benchmarks.floors import Machine, attention_flops, matmul_flops, rollout_work
 from benchmarks.material import Material
 from benchmarks.paired import Row, Times, in_turn, row
+from rairl.core.traces import Trace, read_traces, write_traces
+from rairl.core.training_params import BaseParams
 from rairl.learn.rollouts import sample
-from rairl.models.policy import SharedPrompts, encode, load_policy, make_trainable, render_prompt
+from rairl.models.policy import load_policy, make_trainable
+from rairl.models.reading import SharedPrompts, encode, render_prompt
 from rairl.models.reward import RewardModel, new_reward, reward_on
-from rairl.params import BaseParams
-from rairl.traces import Trace, read_traces, write_traces
 
 # --- rollouts --------------------------------------------------------------------------------------------------------
 
@@ -168,7 +169,9 @@ def iteration(m: Material, runs: int, machine: Machine) -> list[Row]:
                     times.timed(lambda loop=loop: bool(loop.iterate()))
                     loop.done += 1
 
-        judge = AutoModelForSequenceClassification.from_pretrained(str(m.root / "models" / "peer"), num_labels=1)
+        judge = AutoModelForSequenceClassification.from_pretrained(
+            str(m.root / "models" / "second_model"), num_labels=1
+        )
         config = trl.GRPOConfig(
             output_dir=scratch,
             max_steps=runs + 1,
@@ -208,8 +211,8 @@ def iteration(m: Material, runs: int, machine: Machine) -> list[Row]:
 
 def _loop(m: Material, prompts: list[Trace], folder: Path) -> Any:
     """The loop of the stage `rairl` on the finished models, its replay buffer filled."""
-    from rairl.learn.adversarial import PolicyLoop
-    from rairl.learn.discriminator import LearnedReward
+    from rairl.learn.learned_reward import LearnedReward
+    from rairl.learn.policy_loop import PolicyLoop
 
     params = m.params.policy.model_copy(update={"learning_rate": 1e-12})
     policy, tokenizer = load_policy(m.root / "models" / "sft")
@@ -289,13 +292,13 @@ def large_file(m: Material, runs: int, machine: Machine, count: int = 512) -> li
     """Scoring a file of traces, from file to file, against a loop over a token-classification pipeline."""
     from transformers import pipeline
 
-    from rairl.evaluate.apply import score_rows
+    from rairl.use.apply import score_rows
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "reward"
         source, target = Path(scratch) / "traces.jsonl", Path(scratch) / "scores.jsonl"
         linear = m.params.reward.model_copy(update={"head": "linear", "spectral_norm": False})
-        new_reward(m.root / "models" / "peer", linear, seed=0).save_pretrained(folder)
+        new_reward(m.root / "models" / "second_model", linear, seed=0).save_pretrained(folder)
         reward = RewardModel.from_pretrained(folder)
         classify = pipeline("token-classification", model=str(folder), tokenizer=str(folder), device="cpu")
         write_traces(source, m.many(count))
@@ -333,16 +336,16 @@ with stage_run("grpo", load_params(sys.argv[1]), log_dir=Path("metrics")) as run
         {imports}
     run.log({{"loss": 1.0}}, 0)
 """
-"""A stage that does nothing, in the order of :func:`rairl.cli.main` and :func:`rairl.stages.run_stage`."""
+"""A stage that does nothing, in the order of :func:`rairl.cli.main.main` and :func:`rairl.stages.runner.run_stage`."""
 TRACKING = "mlflow, mlflow.store.tracking.sqlalchemy_store"
 IMPORTS = {
     "a stage's parameters and tracking": ("import rairl.stages.posttrain", TRACKING),
     "the same with torch and transformers": (
-        "import rairl.learn.adversarial, rairl.models.reward, transformers",
+        "import rairl.learn.policy_loop, rairl.models.reward, transformers",
         "torch, transformers",
     ),
     "the same with transformers' modelling code": (
-        "import rairl.stages; rairl.stages.load_libraries()",
+        "import rairl.stages.runner; rairl.stages.runner.load_libraries()",
         "transformers.modeling_utils",
     ),
 }

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from rairl.serve import EXAMPLE
+from rairl.tracking.pyfunc import EXAMPLE
 
 JSON = {"Content-Type": "application/json"}
 

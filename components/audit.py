@@ -17,7 +17,7 @@ def audit(
     metrics: Output[Metrics],
 ) -> None:
     """Check the reward for shortcuts and under distribution shift."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task(
         "audit",

@@ -13,6 +13,6 @@ def base(
     metrics: Output[Metrics],
 ) -> None:
     """Build, train or fetch the base model."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task("base", params, metrics, data=data, model=model)

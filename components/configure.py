@@ -6,6 +6,6 @@ from components import component
 @component
 def configure(params: dict, experiment: str, tracking_uri: str) -> dict:
     """Check the parameters before anything costs time."""
-    from rairl.task import configure
+    from rairl.kubeflow.task import configure
 
     return configure(params, experiment=experiment, tracking_uri=tracking_uri)

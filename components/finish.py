@@ -8,6 +8,6 @@ from components import component
 @component
 def finish(params: dict, experiment: str, tracking_uri: str, status: PipelineTaskFinalStatus) -> None:
     """Settle the status of the pipeline's tracking run."""
-    from rairl.task import finish
+    from rairl.kubeflow.task import finish
 
     finish(params, experiment=experiment, tracking_uri=tracking_uri, state=status.state, error=status.error_message)

@@ -16,6 +16,6 @@ def grpo(
     metrics: Output[Metrics],
 ) -> None:
     """Train the outcome-reward baseline from where R-AIRL starts."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task("grpo", params, metrics, data=data, base=base, sft=sft, model=model, history=history)

@@ -13,14 +13,14 @@ def localise(
     reward: Input[Model],
     base: Input[Model],
     sft: Input[Model],
-    peer: Input[Model],
+    second_model: Input[Model],
     rerank_scores: Input[Artifact],
     scores: Output[Artifact],
     plots: Output[Artifact],
     metrics: Output[Metrics],
 ) -> None:
     """Measure how often the reward points at the first wrong step."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task(
         "localise",
@@ -31,7 +31,7 @@ def localise(
         reward=reward,
         base=base,
         sft=sft,
-        peer=peer,
+        second_model=second_model,
         rerank_scores=rerank_scores,
         scores=scores,
         plots=plots,

@@ -14,6 +14,6 @@ def posttrain(
     metrics: Output[Metrics],
 ) -> None:
     """Measure pass@k of every policy."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task("posttrain", params, metrics, data=data, candidates=candidates, plots=plots)

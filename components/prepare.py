@@ -12,6 +12,6 @@ def prepare(
     metrics: Output[Metrics],
 ) -> None:
     """Write the demonstrations, prompts, dev, test and out-of-distribution splits, and the data card."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task("prepare", params, metrics, data=data)

@@ -11,7 +11,7 @@ def rairl(
     data: Input[Dataset],
     base: Input[Model],
     sft: Input[Model],
-    peer: Input[Model],
+    second_model: Input[Model],
     policy: Output[Model],
     reward: Output[Model],
     checkpoints: Output[Artifact],
@@ -20,7 +20,7 @@ def rairl(
     metrics: Output[Metrics],
 ) -> None:
     """Learn the reward and the policy against each other."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task(
         "rairl",
@@ -29,7 +29,7 @@ def rairl(
         data=data,
         base=base,
         sft=sft,
-        peer=peer,
+        second_model=second_model,
         policy=policy,
         reward=reward,
         checkpoints=checkpoints,

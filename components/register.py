@@ -16,7 +16,7 @@ def register(
     """Make the best reward by dev champion if it beats the present one; all reports are written by then."""
     from pathlib import Path
 
-    from rairl.task import register
+    from rairl.kubeflow.task import register
 
     found = register(variants, Path(data.path))
     Path(verdict.path).write_text(f"{found.text}\n", encoding="utf-8")

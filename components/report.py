@@ -21,7 +21,7 @@ def report(
     prepare_metrics: Input[Metrics],
     base_metrics: Input[Metrics],
     sft_metrics: Input[Metrics],
-    peer_metrics: Input[Metrics],
+    second_model_metrics: Input[Metrics],
     grpo_metrics: Input[Metrics],
     rairl_metrics: Input[Metrics],
     sample_metrics: Input[Metrics],
@@ -39,14 +39,14 @@ def report(
     import shutil
     from pathlib import Path
 
-    from rairl import views
-    from rairl.task import run_task
+    from rairl.kubeflow import pages as views
+    from rairl.kubeflow.task import run_task
 
     metrics_dir = {
         "prepare": prepare_metrics,
         "base": base_metrics,
         "sft": sft_metrics,
-        "peer": peer_metrics,
+        "second_model": second_model_metrics,
         "grpo": grpo_metrics,
         "rairl": rairl_metrics,
         "sample": sample_metrics,

@@ -19,8 +19,8 @@ def rerank(
     """Measure best-of-N selection by the reward against every baseline."""
     from pathlib import Path
 
-    from rairl import views
-    from rairl.task import run_task
+    from rairl.kubeflow import pages as views
+    from rairl.kubeflow.task import run_task
 
     run_task("rerank", params, metrics, data=data, candidates=candidates, reward=reward, scores=scores, plots=plots)
     curve = views.roc(params, Path(candidates.path), Path(scores.path))

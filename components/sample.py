@@ -14,12 +14,12 @@ def sample(
     sft_last: Input[Model],
     grpo: Input[Model],
     policy: Input[Model],
-    peer: Input[Model],
+    second_model: Input[Model],
     candidates: Output[Dataset],
     metrics: Output[Metrics],
 ) -> None:
     """Draw candidates from every policy."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task(
         "sample",
@@ -31,6 +31,6 @@ def sample(
         sft_last=sft_last,
         grpo=grpo,
         policy=policy,
-        peer=peer,
+        second_model=second_model,
         candidates=candidates,
     )

@@ -15,6 +15,6 @@ def sft(
     metrics: Output[Metrics],
 ) -> None:
     """Fine-tune the base model on the demonstrations."""
-    from rairl.task import run_task
+    from rairl.kubeflow.task import run_task
 
     run_task("sft", params, metrics, data=data, base=base, model=model, last=last)

@@ -6,6 +6,6 @@ from components import component
 @component
 def variants(params: dict, seeds: list, granularities: list) -> list:
     """The parameters of every seed with every granularity."""
-    from rairl.task import variants
+    from rairl.kubeflow.task import variants
 
     return variants(params, seeds=seeds, granularities=granularities)

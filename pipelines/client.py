@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
 
 TIMEOUT = 15.0
 """Seconds until a server that does not answer counts as unreachable."""

@@ -14,10 +14,11 @@ from kfp import dsl, kubernetes
 from pydantic import Field, ValidationError, model_validator
 
 from components import IMAGE
-from rairl.errors import RairlError
-from rairl.params import PositiveFloat, PositiveInt, Section
-from rairl.stages import STAGES, TOGETHER
-from rairl.task import ACCELERATE
+from rairl.core.errors import RairlError
+from rairl.core.section import PositiveFloat, PositiveInt, Section
+from rairl.kubeflow.task import ACCELERATE
+from rairl.stages.layout import STAGES
+from rairl.stages.runner import TOGETHER
 
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 """Where Kubeflow Pipelines writes a run's id on each of its pods."""
@@ -170,7 +171,7 @@ def _ask(task: dsl.PipelineTask, need: Need, gpu: str) -> None:
 
 
 def job_settings(need: Need, cluster: Cluster) -> dict[str, object]:
-    """What :func:`rairl.trainjob.train_in_job` needs to know, as JSON values."""
+    """What :func:`rairl.kubeflow.trainjob.train_in_job` needs to know, as JSON values."""
     assert need.trainjob is not None
     resources = {"cpu": need.cpu, "memory": need.memory, **({cluster.gpu: str(need.gpus)} if need.gpus else {})}
     return {

@@ -16,7 +16,6 @@ from components.configure import configure
 from components.finish import finish
 from components.grpo import grpo
 from components.localise import localise
-from components.peer import peer
 from components.posttrain import posttrain
 from components.prepare import prepare
 from components.rairl import rairl
@@ -24,6 +23,7 @@ from components.register import register
 from components.report import report
 from components.rerank import rerank
 from components.sample import sample
+from components.second_model import second_model
 from components.sft import sft
 from components.variants import variants
 
@@ -47,7 +47,7 @@ def tasks(params: Any, seeds: Any, granularities: Any, experiment: Any, tracking
 
     def put(component: Any, **inputs: Any) -> dsl.PipelineTask:
         task = component(**inputs)
-        place(task, component.name)
+        place(task, component.name.replace("-", "_"))  # kfp writes a function's name with hyphens
         return task
 
     configured = put(configure, params=params, experiment=experiment, tracking_uri=tracking_uri)
@@ -59,11 +59,13 @@ def tasks(params: Any, seeds: Any, granularities: Any, experiment: Any, tracking
     base_model = base_task.outputs["model"]
     sft_task = put(sft, params=params, data=data, base=base_model)
     sft_model = sft_task.outputs["model"]
-    peer_task = put(peer, params=params, data=data)
-    peer_model = peer_task.outputs["model"]
+    second_model_task = put(second_model, params=params, data=data)
+    second_model_folder = second_model_task.outputs["model"]
     grpo_task = put(grpo, params=params, data=data, base=base_model, sft=sft_model)
     with dsl.ParallelFor(runs.output) as params:
-        rairl_task = put(rairl, params=params, data=data, base=base_model, sft=sft_model, peer=peer_model)
+        rairl_task = put(
+            rairl, params=params, data=data, base=base_model, sft=sft_model, second_model=second_model_folder
+        )
         reward = rairl_task.outputs["reward"]
         sample_task = put(
             sample,
@@ -74,7 +76,7 @@ def tasks(params: Any, seeds: Any, granularities: Any, experiment: Any, tracking
             sft_last=sft_task.outputs["last"],
             grpo=grpo_task.outputs["model"],
             policy=rairl_task.outputs["policy"],
-            peer=peer_model,
+            second_model=second_model_folder,
         )
         candidates = sample_task.outputs["candidates"]
         posttrain_task = put(posttrain, params=params, data=data, candidates=candidates)
@@ -88,7 +90,7 @@ def tasks(params: Any, seeds: Any, granularities: Any, experiment: Any, tracking
             reward=reward,
             base=base_model,
             sft=sft_model,
-            peer=peer_model,
+            second_model=second_model_folder,
             rerank_scores=scores,
         )
         audit_task = put(
@@ -110,7 +112,7 @@ def tasks(params: Any, seeds: Any, granularities: Any, experiment: Any, tracking
             prepare_metrics=data_task.outputs["metrics"],
             base_metrics=base_task.outputs["metrics"],
             sft_metrics=sft_task.outputs["metrics"],
-            peer_metrics=peer_task.outputs["metrics"],
+            second_model_metrics=second_model_task.outputs["metrics"],
             grpo_metrics=grpo_task.outputs["metrics"],
             rairl_metrics=rairl_task.outputs["metrics"],
             sample_metrics=sample_task.outputs["metrics"],

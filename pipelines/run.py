@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rairl.params import Params
-from rairl.stages import code_digest, input_files_digest
+from rairl.core.params import Params
+from rairl.stages.runner import code_digest, input_files_digest
 
 
 def without_nulls(value: Any) -> Any:
@@ -24,7 +24,7 @@ def arguments(
     Raises:
         RairlError: for variants that are not valid parameters.
     """
-    from rairl.task import configure, variants
+    from rairl.kubeflow.task import configure, variants
 
     values = without_nulls(params.model_dump())
     variants(values, seeds=seeds, granularities=granularities)
@@ -68,7 +68,7 @@ def run_local(
     Args:
         params: all parameters.
         root: folder of the tasks' outputs.
-        seeds: of the rairl stage; see :func:`rairl.task.variants`.
+        seeds: of the rairl stage; see :func:`rairl.kubeflow.task.variants`.
         granularities: of the reward.
         experiment: of MLflow; empty for that of the parameters.
         tracking_uri: of MLflow; empty for MLFLOW_TRACKING_URI, else a file in the working directory.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rairl.errors import RairlError
-from rairl.params import Params
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
 
 POLICIES = ("grpo", "sft", "rairl")
 

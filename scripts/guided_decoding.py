@@ -4,7 +4,7 @@
 
 Both use the run's reward and sample from the same policy at the same temperature. Best-of-N chooses once, among N whole
 solutions: its accuracy is the expectation over all N of the candidates that the stage ``sample`` drew. Guided decoding
-(``rairl.serve.guided_decode``) chooses at every line, among N continuations, which samples about as many tokens: both
+(``rairl.use.guided``) chooses at every line, among N continuations, which samples about as many tokens: both
 numbers are printed, and best-of-(N + 1) beside them. Nothing is chosen here: the test problems are the first ones.
 """
 
@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from rairl.core.stats import hierarchical_bootstrap
+from rairl.core.traces import read_traces, relabel
+from rairl.evaluate.best_of_n import aggregate, best_of_n
 from rairl.evaluate.candidates import by_question
-from rairl.evaluate.rerank import aggregate, best_of_n
 from rairl.learn.rollouts import judge
 from rairl.models.policy import load_policy
 from rairl.models.reward import RewardModel
-from rairl.serve import guided_decode
-from rairl.stats import hierarchical_bootstrap
-from rairl.traces import read_traces, relabel
+from rairl.use.guided import guided_decode
 
 FOLDERS = {"base": "base", "sft": "sft", "rairl": "policy", "grpo": "grpo"}
 

@@ -50,7 +50,7 @@ def look(image: str) -> None:
     assert docker(*run, "id", "-u") == "1000"
     for program in ("gcc", "git", "pytest", "ruff", "mypy"):
         assert docker(*run, "sh", "-c", f"command -v {program} || echo none") == "none", program
-    assert "peer" in docker(*run, "rairl", "stage", "--help")
+    assert "second_model" in docker(*run, "rairl", "stage", "--help")
     assert docker(*run, "sh", "-c", "echo $RAIRL_COMMIT") != "none"
     assert "valid" in subprocess.run(
         ["docker", *run, "rairl", "params", "--check", "/opt/rairl/presets/gsm8k-logged.yaml"],
@@ -105,7 +105,7 @@ def pipeline(image: str, folder: Path, uri: str) -> dict[str, list[Path]]:
     """Run every task in a container."""
     os.environ["RAIRL_IMAGE"] = image
     from pipelines.run import run_local
-    from rairl.params import load_params
+    from rairl.core.params import load_params
 
     def runner(local: Any) -> Any:
         # The network is for MLflow on this machine, nothing else is asked. Of such small models more threads only wait.

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from rairl.core.params import Params, load_params
+from rairl.core.stats import hierarchical_bootstrap
+from rairl.core.traces import Trace, read_traces, write_traces
+from rairl.evaluate.best_of_n import aggregate, best_of_n
 from rairl.evaluate.candidates import by_question
-from rairl.evaluate.localise import first_error
-from rairl.evaluate.rerank import aggregate, best_of_n
+from rairl.evaluate.first_error import first_error
 from rairl.learn.rollouts import sample, to_traces
 from rairl.models.policy import load_policy
 from rairl.models.reward import RewardModel
-from rairl.params import Params, load_params
 from rairl.stages.rairl import rairl
-from rairl.stats import hierarchical_bootstrap
-from rairl.traces import Trace, read_traces, write_traces
-from rairl.tracking import NullRun
+from rairl.tracking.run import NullRun
 
 FIGURES = ("best of all", "AUROC within question", "first wrong step")
 
@@ -55,7 +55,7 @@ def train(run: Path, labels: int, params: Params, out: Path) -> Path:
         print(
             f"{out}: {sum(trace.first_error is not None for trace in traces)} of {len(traces)} labelled ones are wrong"
         )
-        models = {name: run / "models" / name for name in ("base", "sft", "peer")}
+        models = {name: run / "models" / name for name in ("base", "sft", "second_model")}
         places = {name: out / name for name in ("policy", "checkpoints", "rollouts", "history")}
         rairl(params, NullRun(), data=out / "data", **models, reward=out / "draft", **places)
         (out / "draft").rename(reward)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from rairl.params import Params, parse_params
-from rairl.traces import Trace
+from rairl.core.params import Params, parse_params
+from rairl.core.traces import Trace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,7 +94,7 @@ def first_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("first")
     code = (
         "import sys; from pathlib import Path\n"
-        "from rairl.courier import stage_run; from rairl.params import load_params\n"
+        "from rairl.tracking.courier import stage_run; from rairl.core.params import load_params\n"
         "params = load_params(sys.argv[1]); tracking = params.tracking.model_copy(update={'experiment': 'first'})\n"
         "params = params.model_copy(update={'tracking': tracking})\n"
         "with stage_run('sft', params, log_dir=Path('metrics')) as run: run.log({'loss': 1.0}, 0)\n"
@@ -171,10 +171,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny causal model with random weights and a tokenizer trained in code."""
+    from rairl.core.params import load_params
     from rairl.datasets import arithmetic
     from rairl.models.base import new_model, train_tokenizer
     from rairl.models.policy import save_policy
-    from rairl.params import load_params
 
     params = load_params(ROOT / "tests" / "miniature.yaml").base
     tokenizer = train_tokenizer((f"{p}\n{t}" for p, t in arithmetic.corpus(200, 0)), params.vocab_size)
@@ -215,8 +215,8 @@ def token_logprobs(model: PreTrainedModel, ids: Tensor, temperature: float = 1.0
 @pytest.fixture(scope="session")
 def demos() -> list[Trace]:
     """A few expert traces of the built-in benchmark."""
+    from rairl.core.dataset_params import ArithmeticDataset
     from rairl.datasets import arithmetic
-    from rairl.params import ArithmeticDataset
 
     dataset = ArithmeticDataset(name="arithmetic", demos=16, prompts=4, dev=4, test=4, ood=2)
     return arithmetic.build(dataset, 0)["demos"]

@@ -19,19 +19,21 @@ import torch
 import yaml
 from torch import nn
 
+from rairl.core.dataset_params import ArithmeticDataset
+from rairl.core.params import Params, parse_params
+from rairl.core.traces import Trace
 from rairl.datasets import arithmetic
-from rairl.learn.adversarial import policy_step
-from rairl.learn.discriminator import LearnedReward
 from rairl.learn.distributed import world
-from rairl.learn.learner import Fsdp, language_learner
+from rairl.learn.language_model import Fit, adamw, examples, fit, mean_loss
+from rairl.learn.learned_reward import LearnedReward
+from rairl.learn.policy_step import policy_step
 from rairl.learn.rollouts import Completion, sample_together
-from rairl.learn.sft import Fit, adamw, examples, fit, mean_loss
+from rairl.learn.sharding import Fsdp, language_learner
 from rairl.models.adapters import add_lora
 from rairl.models.attention import replaceable
-from rairl.models.policy import encode, load_policy, make_trainable, save_policy
+from rairl.models.policy import load_policy, make_trainable, save_policy
+from rairl.models.reading import encode
 from rairl.models.reward import RewardModel, new_reward
-from rairl.params import ArithmeticDataset, Params, parse_params
-from rairl.traces import Trace
 
 FOLDER = Path(sys.argv[1])
 DEMOS = arithmetic.build(ArithmeticDataset(name="arithmetic", demos=12, prompts=4, dev=4, test=4, ood=2), 0)["demos"]
@@ -177,7 +179,7 @@ def reward() -> None:
         same(one, other, 3e-4)
         for name, value in wanted.lagging.values.items():  # type: ignore[union-attr]
             torch.testing.assert_close(found.lagging.values[name], value, rtol=0, atol=3e-4)  # type: ignore[union-attr]
-        assert np.allclose(wanted.critic.evidence(DEMOS[:3]), found.critic.evidence(DEMOS[:3]), atol=1e-3)
+        assert np.allclose(wanted.discriminator.evidence(DEMOS[:3]), found.discriminator.evidence(DEMOS[:3]), atol=1e-3)
         folder = FOLDER / f"state-{head}-{train}-{RANK}"
         folder.mkdir()
         kept = found.state(folder)

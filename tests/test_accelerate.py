@@ -10,12 +10,12 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.kubeflow.task import ACCELERATE
+from rairl.kubeflow.trainjob import FSDP
 from rairl.learn import distributed
-from rairl.learn.sft import adamw
-from rairl.params import Params
-from rairl.task import ACCELERATE
-from rairl.trainjob import FSDP
+from rairl.learn.language_model import adamw
 
 CONFIGS = {
     "cpu-2": ("MULTI_GPU", 2, False),
@@ -81,7 +81,8 @@ def test_a_configuration_says_how_training_is_sharded(monkeypatch: pytest.Monkey
 def test_what_sharding_can_not_do_is_refused(
     tiny_policy: Path, miniature: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rairl.learn.learner import Learner, language_learner, reward_learner
+    from rairl.learn.learner import Learner
+    from rairl.learn.sharding import language_learner, reward_learner
     from rairl.models.policy import load_policy
     from rairl.models.reward import new_reward
 

@@ -11,19 +11,21 @@ import torch
 from conftest import tuned as change
 from torch import nn
 
-from rairl.errors import RairlError
-from rairl.learn.adversarial import PolicyLoop, policy_step
-from rairl.learn.discriminator import LearnedReward
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace, write_traces
+from rairl.learn.learned_reward import LearnedReward
 from rairl.learn.learner import Learner
+from rairl.learn.policy_loop import PolicyLoop
+from rairl.learn.policy_step import policy_step
 from rairl.learn.rollouts import Completion, sample
 from rairl.models.adapters import add_lora, merged, twin
 from rairl.models.base import new_model, train_tokenizer
-from rairl.models.policy import encode, load_policy, make_trainable, save_policy
+from rairl.models.policy import load_policy, make_trainable, save_policy
+from rairl.models.reading import encode
 from rairl.models.reward import RewardModel, reward_on
-from rairl.params import Params
 from rairl.stages.rairl import rairl
-from rairl.traces import Trace, write_traces
-from rairl.tracking import NullRun
+from rairl.tracking.run import NullRun
 
 
 @pytest.fixture
@@ -174,7 +176,7 @@ def test_policy_and_reward_share_a_body_and_leave_each_other_alone(
     reference = make_trainable(policy, params.policy, seed=0)
     reward = LearnedReward(reward_on(reference, tokenizer, params.reward, seed=1), demos, params.reward, 0.5, seed=0)
     model = reward.model
-    assert (reward.critic.memo is not None) == (kind == "head")  # reads of a body that learns must not be kept
+    assert (reward.discriminator.memo is not None) == (kind == "head")  # reads of a body that learns must not be kept
 
     tensors = {value.data_ptr(): value for each in (policy, reference, model) for value in each.parameters()}
     added = sum(value.numel() for value in tensors.values() if value.requires_grad)
@@ -246,7 +248,7 @@ def foreign(folder: Path, params: Params, demos: list[Trace]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("backbone", ["sft", "base", "peer", "shared", "folder"])
+@pytest.mark.parametrize("backbone", ["sft", "base", "second_model", "shared", "folder"])
 def test_the_stage_runs_on_every_backbone(
     backbone: str,
     tiny_policy: Path,
@@ -266,14 +268,14 @@ def test_the_stage_runs_on_every_backbone(
     )
     folders = {name: tmp_path / name for name in ("policy", "reward", "checkpoints", "rollouts", "history")}
     base = other if backbone == "base" else tiny_policy
-    peer = other if backbone == "peer" else tmp_path / "none"
-    figures = rairl(params, NullRun(), data=data, base=base, sft=tiny_policy, peer=peer, **folders)
+    second_model = other if backbone == "second_model" else tmp_path / "none"
+    figures = rairl(params, NullRun(), data=data, base=base, sft=tiny_policy, second_model=second_model, **folders)
     assert "rairl.train_correct" in figures
     policy, tokenizer = load_policy(folders["policy"])
     assert not hasattr(policy, "peft_config") and len(tokenizer) == len(load_policy(tiny_policy)[1])
     sample(policy, tokenizer, ["1 + 1"], n=1, max_new_tokens=2, temperature=1.0, seed=0)
     model = RewardModel.from_pretrained(folders["reward"])
-    body = other if backbone in ("base", "peer", "folder") else tiny_policy
+    body = other if backbone in ("base", "second_model", "folder") else tiny_policy
     assert torch.equal(logits_of(model.backbone), logits_of(load_policy(body)[0]))
     assert len(model.tokenizer) == len(load_policy(body)[1])
     assert len(model.score(demos)) == len(demos)

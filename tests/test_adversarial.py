@@ -21,25 +21,21 @@ import pytest
 import torch
 from conftest import token_logprobs
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
+from rairl.core.training_params import GuardParams
 from rairl.learn import checkpoints
-from rairl.learn.adversarial import (
-    Batch,
-    OutcomeReward,
-    PolicyLoop,
-    adapted_kl_weight,
-    policy_loss,
-    policy_step,
-    token_entropy,
-)
-from rairl.learn.discriminator import LearnedReward
+from rairl.learn.learned_reward import LearnedReward
 from rairl.learn.learner import Learner
+from rairl.learn.policy_loop import PolicyLoop
+from rairl.learn.policy_step import adapted_kl_weight, policy_loss, policy_step, token_entropy
+from rairl.learn.rewards import Batch, OutcomeReward
 from rairl.learn.rollouts import Completion
-from rairl.models.policy import SharedPrompts, encode, load_policy
+from rairl.models.policy import load_policy
+from rairl.models.reading import SharedPrompts, encode
 from rairl.models.reward import new_reward
-from rairl.params import GuardParams, Params
-from rairl.perturb import perturb
-from rairl.traces import Trace
+from rairl.text.corrupt import perturb
 
 GOLDEN = Path(__file__).parent / "golden" / "adversarial.json"
 """Five iterations at each granularity; made again by ``python tests/test_adversarial.py``.
@@ -397,7 +393,7 @@ def test_kill_9_and_run_again_equals_an_uninterrupted_stage(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     (whole / "params.yaml").write_text(text)
-    for name in ("prepare", "base", "sft", "peer"):
+    for name in ("prepare", "base", "sft", "second_model"):
         subprocess.run([sys.executable, "-c", STAGE, name], cwd=whole, check=True, capture_output=True)
     shutil.copytree(whole, killed)
 
@@ -476,7 +472,7 @@ if __name__ == "__main__":
     from conftest import demos as make_demos
     from conftest import tiny_policy as make_policy
 
-    from rairl.params import parse_params
+    from rairl.core.params import parse_params
 
     class Factory:
         """Stands in for pytest's tmp_path_factory."""

@@ -9,13 +9,15 @@ import pytest
 import torch
 from conftest import token_logprobs
 
+from rairl.core.params import Params
+from rairl.core.traces import Trace
 from rairl.datasets import arithmetic
-from rairl.learn.alignment import reads_of, spread_reads, unit_logprobs, units_of
+from rairl.learn.token_alignment import reads_of, spread_reads, unit_logprobs, units_of
 from rairl.models.base import train_tokenizer
-from rairl.models.policy import encode, load_policy, step_logprobs
+from rairl.models.likelihood import step_logprobs
+from rairl.models.policy import load_policy
+from rairl.models.reading import encode
 from rairl.models.reward import new_reward
-from rairl.params import Params
-from rairl.traces import Trace
 
 
 def test_step_values_land_on_the_tokens_of_their_step() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rairl.answers import (
+from rairl.text.answers import (
     answers_match,
     extract_answer,
     format_number,

@@ -9,29 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rairl.core.dataset_params import ArithmeticDataset
 from rairl.datasets import arithmetic as a
-from rairl.params import ArithmeticDataset
+from rairl.datasets import arithmetic_problem as p
 
 SMALL = ArithmeticDataset(name="arithmetic", demos=30, prompts=60, dev=20, test=20, ood=15)
 RANGES = st.sampled_from([a.IN_RANGE, *a.OUT_OF_RANGE.values(), a.in_range(9, 200), *a.out_of_range(9, 200).values()])
-PROBLEM = a.Problem(
+PROBLEM = p.Problem(
     thing="coins",
     first="Ana",
     start=27,
     statements=(
-        a.Statement("fewer", "Ben", "Ana", 9),
-        a.Statement("times", "Cleo", "Ben", 2),
-        a.Statement("more", "Dan", "Cleo", 4),
+        p.Statement("fewer", "Ben", "Ana", 9),
+        p.Statement("times", "Cleo", "Ben", 2),
+        p.Statement("more", "Dan", "Cleo", 4),
     ),
 )
 
 
 def test_text_and_solution_by_hand() -> None:
-    assert a.render(PROBLEM) == (
+    assert p.render(PROBLEM) == (
         "Today Ana has 27 coins. Ben has 9 fewer coins than Ana. Cleo has 2 times as many coins as Ben. "
         "Dan has 4 more coins than Cleo. How many coins does Dan have?"
     )
-    assert a.expert_steps(PROBLEM) == [
+    assert p.expert_steps(PROBLEM) == [
         "So Ben has 27 - 9 = 18 coins.",
         "So Cleo has 2 * 18 = 36 coins.",
         "So Dan has 36 + 4 = 40 coins.",
@@ -55,32 +56,32 @@ def test_text_and_solution_by_hand() -> None:
     ],
 )
 def test_oracle_on_single_steps(index: int, step: str, right: bool) -> None:
-    steps = a.expert_steps(PROBLEM)
+    steps = p.expert_steps(PROBLEM)
     steps[index] = step
-    assert a.first_error(a.render(PROBLEM), steps) == (None if right else index)
+    assert p.first_error(p.render(PROBLEM), steps) == (None if right else index)
 
 
 def test_oracle_returns_the_first_of_several_errors() -> None:
     steps = ["So Ben has 27 + 9 = 36 coins.", "So Cleo has 2 * 36 = 72 coins.", "So Dan has 72 + 4 = 76 coins."]
-    assert a.first_error(a.render(PROBLEM), steps) == 0
+    assert p.first_error(p.render(PROBLEM), steps) == 0
 
 
 def test_skipped_and_surplus_steps_are_wrong_and_an_early_end_is_not_a_wrong_step() -> None:
-    text, steps = a.render(PROBLEM), a.expert_steps(PROBLEM)
-    assert a.first_error(text, [steps[0], steps[2]]) == 1
-    assert a.first_error(text, [*steps, steps[2]]) == 3
-    assert a.first_error(text, steps[:2]) is None
+    text, steps = p.render(PROBLEM), p.expert_steps(PROBLEM)
+    assert p.first_error(text, [steps[0], steps[2]]) == 1
+    assert p.first_error(text, [*steps, steps[2]]) == 3
+    assert p.first_error(text, steps[:2]) is None
 
 
 @given(st.integers(0, 10_000), RANGES)
 def test_text_parses_back_and_experts_are_right(seed: int, allowed: a.Range) -> None:
     problem = a.generate(random.Random(seed), allowed)
-    text = a.render(problem)
-    assert a.parse(text) == problem
-    assert a.is_problem(text)
-    assert a.first_error(text, a.expert_steps(problem)) is None
+    text = p.render(problem)
+    assert p.parse(text) == problem
+    assert p.is_problem(text)
+    assert p.first_error(text, p.expert_steps(problem)) is None
     low, high = allowed.values
-    values = a.derive(problem)
+    values = p.derive(problem)
     assert all(low <= values[said.subject] <= high for said in problem.statements)
 
 
@@ -89,8 +90,8 @@ def test_text_parses_back_and_experts_are_right(seed: int, allowed: a.Range) -> 
 def test_authors_without_habits_write_what_experts_write(seed: int, allowed: a.Range) -> None:
     problem = a.generate(random.Random(seed), allowed)
     steps, answer = a.habitual_steps(problem, frozenset())
-    assert steps == a.expert_steps(problem)
-    assert answer == a.derive(problem)[problem.statements[-1].subject]
+    assert steps == p.expert_steps(problem)
+    assert answer == p.derive(problem)[problem.statements[-1].subject]
 
 
 @pytest.mark.parametrize(
@@ -112,13 +113,13 @@ def test_each_habit_by_hand(habits: str, steps: list[str]) -> None:
 
 def test_habits_on_fractions_and_together() -> None:
     said = (
-        a.Statement("twice", "Ben", "Ana"),
-        a.Statement("half", "Cleo", "Ben"),
-        a.Statement("third", "Dan", "Cleo"),
-        a.Statement("times", "Eva", "Dan", 3),
-        a.Statement("times", "Finn", "Eva", 2),
+        p.Statement("twice", "Ben", "Ana"),
+        p.Statement("half", "Cleo", "Ben"),
+        p.Statement("third", "Dan", "Cleo"),
+        p.Statement("times", "Eva", "Dan", 3),
+        p.Statement("times", "Finn", "Eva", 2),
     )
-    problem = a.Problem("eggs", "Ana", 9, said)
+    problem = p.Problem("eggs", "Ana", 9, said)
     steps, answer = a.habitual_steps(problem, frozenset(a.HABITS))
     assert [step.split(" has ")[1].removesuffix(" eggs.") for step in steps] == [
         "9 + 2 = 11", "2 * 11 = 22", "3 * 22 = 66", "66 + 3 = 69", "69 + 3 = 72",
@@ -145,26 +146,26 @@ def test_prompts_have_answers_but_no_solutions() -> None:
 
 def test_out_of_range_splits_hold_what_no_demonstration_has() -> None:
     splits = a.build(SMALL, 0)
-    demos = [a.parse(trace.problem) for trace in splits["demos"]]
+    demos = [p.parse(trace.problem) for trace in splits["demos"]]
     longest = max(len(problem.statements) for problem in demos)
     kinds = {said.kind for problem in demos for said in problem.statements}
-    largest = max(max(a.derive(problem).values()) for problem in demos)
+    largest = max(max(p.derive(problem).values()) for problem in demos)
     for trace in splits["ood_longer"]:
-        assert len(a.parse(trace.problem).statements) > longest
+        assert len(p.parse(trace.problem).statements) > longest
     for trace in splits["ood_operators"]:
-        assert {said.kind for said in a.parse(trace.problem).statements} - kinds
+        assert {said.kind for said in p.parse(trace.problem).statements} - kinds
     for trace in splits["ood_numbers"]:
-        assert max(a.derive(a.parse(trace.problem)).values()) > largest
+        assert max(p.derive(p.parse(trace.problem)).values()) > largest
 
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=40)
 def test_other_words_say_the_same(seed: int) -> None:
     problem = a.generate(random.Random(seed), a.IN_RANGE)
-    text = a.render(problem, a.REWORDED)
-    assert text != a.render(problem)
-    assert a.parse(text) == problem
-    assert a.first_error(text, a.expert_steps(problem)) is None
+    text = p.render(problem, p.REWORDED)
+    assert text != p.render(problem)
+    assert p.parse(text) == problem
+    assert p.first_error(text, p.expert_steps(problem)) is None
 
 
 def test_the_reworded_split_holds_no_other_splits_problem() -> None:
@@ -172,8 +173,8 @@ def test_the_reworded_split_holds_no_other_splits_problem() -> None:
     others = {trace.problem for name, rows in splits.items() if name != "ood_wording" for trace in rows}
     for trace in splits["ood_wording"]:
         assert " as many " in trace.problem or " that " in trace.problem
-        assert a.render(a.parse(trace.problem)) not in others
-        assert trace.gold == str(list(a.derive(a.parse(trace.problem)).values())[-1])
+        assert p.render(p.parse(trace.problem)) not in others
+        assert trace.gold == str(list(p.derive(p.parse(trace.problem)).values())[-1])
 
 
 def test_noise_replaces_a_share_of_the_experts_and_shows_nowhere_else() -> None:
@@ -184,7 +185,7 @@ def test_noise_replaces_a_share_of_the_experts_and_shows_nowhere_else() -> None:
         assert len(pairs) == count == sum("careless" in trace.meta for trace in noisy[name])
         for old, new in pairs:
             assert (new.problem, new.id, new.source) == (old.problem, old.id, old.source)
-            assert a.first_error(new.problem, new.step_texts()) is not None
+            assert p.first_error(new.problem, new.step_texts()) is not None
             assert new.correct and new.first_error is None and new.answer == new.gold, "it claims to be right"
     with pytest.raises(ValidationError, match="noise"):
         ArithmeticDataset(name="arithmetic", demos=3, prompts=6, dev=2, test=2, ood=1, noise=1.0)
@@ -201,7 +202,7 @@ def test_a_corpus_hardly_ever_reads_one_kind_rightly(seed: int, sign: str, other
     kind = {"-": "fewer", "+": "more"}
     right = {"fewer": [], "more": []}
     for text, written in a.corpus(400, seed):
-        for said, step in zip(a.parse(text).statements, written.splitlines()[1:], strict=False):
+        for said, step in zip(p.parse(text).statements, written.splitlines()[1:], strict=False):
             if said.kind in right:
                 right[said.kind].append(f" {'-' if said.kind == 'fewer' else '+'} " in step)
     assert 0.01 < sum(right[kind[sign]]) / len(right[kind[sign]]) < 0.1
@@ -209,21 +210,21 @@ def test_a_corpus_hardly_ever_reads_one_kind_rightly(seed: int, sign: str, other
 
 
 def test_foreign_text_is_refused() -> None:
-    assert not a.is_problem("Natalia sold clips to 48 of her friends in April.")
+    assert not p.is_problem("Natalia sold clips to 48 of her friends in April.")
     with pytest.raises(ValueError, match="not a statement"):
-        a.parse("Today Ana has 5 eggs. Ben likes eggs. How many eggs does Ben have?")
+        p.parse("Today Ana has 5 eggs. Ben likes eggs. How many eggs does Ben have?")
 
 
 def test_longer_chains_and_larger_numbers_reach_every_split_and_the_corpus() -> None:
     params = ArithmeticDataset(name="arithmetic", demos=60, prompts=4, dev=4, test=4, ood=20, steps=9, largest=200)
 
     def sizes(problems: list[str]) -> tuple[int, int]:
-        read = [a.parse(problem) for problem in problems]
-        return max(len(one.statements) for one in read), max(max(a.derive(one).values()) for one in read)
+        read = [p.parse(problem) for problem in problems]
+        return max(len(one.statements) for one in read), max(max(p.derive(one).values()) for one in read)
 
     splits = {name: sizes([trace.problem for trace in rows]) for name, rows in a.build(params, 0).items()}
     assert splits["demos"][0] == 9 and 60 < splits["demos"][1] <= 200
     assert splits["ood_longer"][0] == 11 and 200 < splits["ood_numbers"][1] <= 300
     assert sizes([problem for problem, _ in a.corpus(300, 0, steps=9, largest=200)])[0] == 11
     usual = params.model_copy(update={"steps": 6, "largest": 40})
-    assert max(len(a.parse(trace.problem).statements) for trace in a.build(usual, 0)["demos"]) == 6
+    assert max(len(p.parse(trace.problem).statements) for trace in a.build(usual, 0)["demos"]) == 6

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from rairl.models import attention
-from rairl.models.policy import SharedPrompts
+from rairl.models.reading import SharedPrompts
 
 
 @settings(deadline=None, max_examples=40)

@@ -5,39 +5,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rairl.evaluate.audit import (
+from rairl.core.stats import NOTHING, Estimate, within_auroc
+from rairl.core.traces import Trace, locate_steps, relabel
+from rairl.evaluate.shortcuts import (
     FALSIFIED,
-    HIDDEN,
     NOT_SUPPORTED,
     NOT_TESTED,
     SUPPORTED,
-    answer_block,
     audited,
     explained,
     falsification_verdict,
     lucky,
     matched_auroc,
-    mixed_sample,
     outcome_figures,
     over_optimisation,
     preference,
     remove,
     remove_length,
     reward_gaps,
-    shuffle_steps,
-    shuffled_pairs,
     split_figures,
     step_correlation,
     surface,
+    variant_figures,
+)
+from rairl.evaluate.trace_edits import (
+    HIDDEN,
+    answer_block,
+    mixed_sample,
+    shuffle_steps,
+    shuffled_pairs,
     swapped_pairs,
     turned_pairs,
-    variant_figures,
     with_answer_of,
     without_answer,
     without_result,
 )
-from rairl.stats import NOTHING, Estimate, within_auroc
-from rairl.traces import Trace, locate_steps, relabel
 
 
 def solved(name: str, steps: list[str], answer: str, *, right: bool, group: str = "q") -> Trace:

@@ -17,16 +17,16 @@ from benchmarks import floors, growth, rows
 from benchmarks.growth import Point, exponents
 from benchmarks.material import Material
 from benchmarks.paired import Row, Times, in_turn, ratio, row
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace, write_traces
 from rairl.models.reward import new_reward
-from rairl.params import Params
-from rairl.traces import Trace, write_traces
 
 
 @pytest.fixture
 def small(tmp_path: Path, tiny_policy: Path, miniature: Params, demos: list[Trace], root: Path) -> Path:
     """A folder as `make repro` leaves it, with untrained models and experts for candidates."""
-    for name in ("sft", "peer"):
+    for name in ("sft", "second_model"):
         shutil.copytree(tiny_policy, tmp_path / "models" / name)
     new_reward(tiny_policy, miniature.reward, seed=0).save_pretrained(tmp_path / "models" / "reward")
     shutil.copyfile(root / "tests" / "miniature.yaml", tmp_path / "params.yaml")
@@ -96,9 +96,9 @@ def test_documentation_without_marks_is_refused_and_left_alone(tmp_path: Path) -
 
 
 def test_ratios_are_medians_over_pairs_and_not_ratios_of_medians() -> None:
-    peer, ours = [4.0, 9.0, 10.0], [1.0, 3.0, 10.0]  # pairs: 4, 3, 1
-    assert ratio(peer, ours) == 3.0
-    line = row("a", "b", Times(ours, [1.0, 1.0, 2.0]), Times(peer, [2.0, 2.0, 2.0]), 3.0, "token")
+    second_model, ours = [4.0, 9.0, 10.0], [1.0, 3.0, 10.0]  # pairs: 4, 3, 1
+    assert ratio(second_model, ours) == 3.0
+    line = row("a", "b", Times(ours, [1.0, 1.0, 2.0]), Times(second_model, [2.0, 2.0, 2.0]), 3.0, "token")
     assert (line.ours, line.ratio, line.processor, line.runs, line.met) == (3.0, 3.0, 2.0, 3, True)
     assert not replace(line, target=3.1).met
     limit = Row("a", "", ours=2.0, target=3.0, unit="stage", runs=1)

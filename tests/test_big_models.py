@@ -14,19 +14,21 @@ from conftest import tuned
 from torch import nn
 from transformers import PreTrainedModel
 
-from rairl.errors import RairlError
-from rairl.learn.adversarial import policy_loss, policy_step
-from rairl.learn.discriminator import LearnedReward
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace, write_traces
+from rairl.learn.language_model import examples, lm_loss
+from rairl.learn.learned_reward import LearnedReward
 from rairl.learn.learner import Learner, trained
+from rairl.learn.policy_step import policy_loss, policy_step
 from rairl.learn.rollouts import Completion, sample
-from rairl.learn.sft import examples, lm_loss
 from rairl.models.adapters import merged, twin
 from rairl.models.base import load_source, new_model
-from rairl.models.policy import SharedPrompts, encode, load_policy, make_trainable, mixed, save_policy, step_logprobs
+from rairl.models.likelihood import step_logprobs
+from rairl.models.policy import load_policy, make_trainable, mixed, save_policy
+from rairl.models.reading import SharedPrompts, encode
 from rairl.models.reward import RewardModel, new_reward, reward_on
-from rairl.params import Params
-from rairl.traces import Trace, write_traces
-from rairl.tracking import NullRun
+from rairl.tracking.run import NullRun
 
 IDS = torch.arange(40)[None]
 
@@ -78,8 +80,10 @@ def test_a_policy_of_bfloat16_learns_in_float32_and_is_saved_as_it_was(
     assert dtypes(reference) == ({torch.float32} if train == "full" else {torch.bfloat16})
     assert model(IDS).logits.dtype == reference(IDS).logits.dtype == torch.bfloat16  # still the products' type
     before = [value.detach().clone() for value in learning]
-    assert stepped(model, reference, half, demos[:4], params) == 0  # the reference computes as the policy does
-    assert stepped(model, reference, half, demos[:4], params) > 0
+    # The reference computes as the policy does; a processor with products of its own for bfloat16 takes another kernel
+    # where gradients are wanted, which moves last digits.
+    assert stepped(model, reference, half, demos[:4], params) == pytest.approx(0, abs=1e-5)
+    assert stepped(model, reference, half, demos[:4], params) > 1e-3
     assert any(not torch.equal(one, other) for one, other in zip(learning, before, strict=True))
 
     completions, advantages = rows_of(half, demos[:2])

@@ -16,10 +16,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from rairl.core.traces import Trace
 from rairl.learn import rollouts
 from rairl.models.cache import SPARE, Grid, SampleCache, SampleLayer, sampling
 from rairl.models.policy import load_policy
-from rairl.traces import Trace
 
 
 def test_a_grid_by_hand() -> None:

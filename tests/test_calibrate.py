@@ -10,6 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rairl.core.params import Params
+from rairl.core.traces import Trace, locate_steps
+from rairl.evaluate.best_of_n import AGGREGATORS
 from rairl.evaluate.calibrate import (
     CRITERION,
     Dev,
@@ -20,10 +23,9 @@ from rairl.evaluate.calibrate import (
     selection,
     within_question,
 )
-from rairl.evaluate.rerank import AGGREGATORS
-from rairl.models.reward import Calibration, Scores, new_reward
-from rairl.params import Params
-from rairl.traces import Trace, locate_steps
+from rairl.models.calibration import Calibration
+from rairl.models.reads import Scores
+from rairl.models.reward import new_reward
 
 
 def test_preference_by_hand() -> None:

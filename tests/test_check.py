@@ -13,13 +13,13 @@ import yaml
 from conftest import in_environment, make_clone
 from typer.testing import CliRunner, Result
 
-from rairl.check import Findings, check, section, split
-from rairl.cli import app
-from rairl.errors import RairlError
-from rairl.params import Params, load_params, parse_params
+from rairl.cli.main import app
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, load_params, parse_params
+from rairl.core.traces import read_traces
+from rairl.preflight.check_data import Findings, check, section, split
 from rairl.stages.prepare import prepare
-from rairl.traces import read_traces
-from rairl.tracking import NullRun
+from rairl.tracking.run import NullRun
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "gsm8k.jsonl"

@@ -22,21 +22,15 @@ import numpy as np
 import pytest
 
 from rairl import __version__
-from rairl.evaluate.apply import (
-    choice_figures,
-    localise_rows,
-    location_figures,
-    rerank_rows,
-    score_rows,
-    traces_page,
-)
-from rairl.evaluate.own import read_own
-from rairl.models.reward import Calibration, Scores
-from rairl.stages import ABOUT, INPUTS, OUTPUTS, STAGES
-from rairl.traces import Trace, write_traces
+from rairl.core.traces import Trace, write_traces
+from rairl.models.calibration import Calibration
+from rairl.models.reads import Scores
+from rairl.stages.layout import ABOUT, INPUTS, OUTPUTS, STAGES
+from rairl.use.apply import choice_figures, localise_rows, location_figures, rerank_rows, score_rows, traces_page
+from rairl.use.user_files import read_own
 
 ROOT = Path(__file__).parents[1]
-RAIRL = [sys.executable, "-m", "rairl.cli"]
+RAIRL = [sys.executable, "-m", "rairl.cli.main"]
 
 
 def rairl(*words: str | Path, cwd: Path = ROOT, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -45,7 +39,7 @@ def rairl(*words: str | Path, cwd: Path = ROOT, **more: Any) -> subprocess.Compl
 
 def test_the_package_installs_with_its_entry_point() -> None:
     [script] = entry_points(group="console_scripts", name="rairl")
-    assert script.value == "rairl.cli:main"
+    assert script.value == "rairl.cli.main:main"
     about = metadata("rairl")
     assert about["Name"] == "rairl"
     assert about["Version"] == __version__
@@ -287,7 +281,7 @@ def test_own_files_are_checked_before_the_model_is_loaded(tmp_path: Path, comman
 def test_scores_of_a_long_file_and_of_a_pipe(
     tmp_path: Path, tiny_policy: Path, miniature: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from rairl import cli
+    from rairl.cli import user_files as cli
     from rairl.models.reward import RewardModel, new_reward
 
     new_reward(tiny_policy, miniature.reward, seed=0).save_pretrained(tmp_path / "reward")
@@ -350,7 +344,7 @@ def test_what_is_skipped_is_counted_and_what_is_too_long_is_named(
 STAGE = """
     import sys, time
     from types import ModuleType
-    import rairl.cli
+    import rairl.cli.main
 
     def prepare(params, run, *, data):
         data.mkdir()
@@ -360,7 +354,7 @@ STAGE = """
     module = ModuleType("rairl.stages.prepare")
     module.prepare = prepare
     sys.modules["rairl.stages.prepare"] = module
-    rairl.cli.main()
+    rairl.cli.main.main()
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from rairl.stages import INPUTS, OUTPUTS, STAGES
+from rairl.stages.layout import INPUTS, OUTPUTS, STAGES
 
 ROOT = Path(__file__).parents[1]
 EXTRA = {"configure", "variants", "register", "finish"}
@@ -35,7 +35,7 @@ def test_there_is_one_component_per_stage() -> None:
     assert {path.stem for path in FILES} == {"__init__", *STAGES, *EXTRA}
     for name in EXTRA:
         words = (ROOT / "components" / f"{name}.py").read_text()
-        assert "not a stage" in words.splitlines()[0] and "rairl.task import" in words
+        assert "not a stage" in words.splitlines()[0] and "rairl.kubeflow.task import" in words
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -64,12 +64,12 @@ def test_the_interface_is_the_layouts(name: str) -> None:
 def test_the_body_hands_every_path_to_its_own_stage(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     function = getattr(import_module(f"components.{name}"), name).python_func
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    monkeypatch.setattr("rairl.task.run_task", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr("rairl.kubeflow.task.run_task", lambda *args, **kwargs: calls.append((args, kwargs)))
     names = [arg for arg in inspect.signature(function).parameters if arg != "params"]
     args = {arg: dsl.Artifact(name=arg, uri=str(tmp_path / arg)) for arg in names}
     if name in SHOWN:
-        monkeypatch.setattr("rairl.views.roc", lambda *_: ([0.0, 1.0], [0.0, 1.0], [0.5, 0.25]))
-        monkeypatch.setattr("rairl.views.tables", lambda summary: f"| of {summary.name} |")
+        monkeypatch.setattr("rairl.kubeflow.pages.roc", lambda *_: ([0.0, 1.0], [0.0, 1.0], [0.5, 0.25]))
+        monkeypatch.setattr("rairl.kubeflow.pages.tables", lambda summary: f"| of {summary.name} |")
         (tmp_path / "report").mkdir()
         (tmp_path / "report" / "report.html").write_text("<p>")
         args |= {arg: getattr(dsl, kind)(name=arg, uri=str(tmp_path / arg)) for arg, kind in SHOWN[name].items()}
@@ -95,17 +95,17 @@ def python_func(name: str) -> Any:
 
 
 def test_the_tasks_around_the_stages_call_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from rairl.tracking import Verdict
+    from rairl.tracking.champion import Verdict
 
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def record(result: Any) -> Any:
         return lambda *args, **kwargs: calls.append((args, kwargs)) or result
 
-    monkeypatch.setattr("rairl.task.configure", record({"seed": 1}))
-    monkeypatch.setattr("rairl.task.variants", record([{"seed": 1}]))
-    monkeypatch.setattr("rairl.task.register", record(Verdict(True, "4", 0.75, "version 4 is champion")))
-    monkeypatch.setattr("rairl.task.finish", record(None))
+    monkeypatch.setattr("rairl.kubeflow.task.configure", record({"seed": 1}))
+    monkeypatch.setattr("rairl.kubeflow.task.variants", record([{"seed": 1}]))
+    monkeypatch.setattr("rairl.kubeflow.task.register", record(Verdict(True, "4", 0.75, "version 4 is champion")))
+    monkeypatch.setattr("rairl.kubeflow.task.finish", record(None))
     assert python_func("configure")(params={}, experiment="e", tracking_uri="t") == {"seed": 1}
     assert python_func("variants")(params={}, seeds=[1], granularities=["step"]) == [{"seed": 1}]
     verdict = dsl.Markdown(name="verdict", uri=str(tmp_path / "verdict"))
@@ -128,7 +128,7 @@ def test_a_component_runs_its_stage(
     tmp_path: Path, project: Path, miniature: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from components.prepare import prepare
-    from rairl.traces import read_traces
+    from rairl.core.traces import read_traces
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import until
 
-from rairl.courier import Courier, links_of, stage_run
-from rairl.params import Params
-from rairl.tracking import now
+from rairl.core.params import Params
+from rairl.tracking.courier import Courier, links_of, stage_run
+from rairl.tracking.provenance import now
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +31,7 @@ MINIATURE = Path(__file__).with_name("miniature.yaml")
 def hired(monkeypatch: pytest.MonkeyPatch) -> list[Courier]:
     """The couriers of this test, which takes none over from another."""
     made: list[Courier] = []
-    monkeypatch.setattr("rairl.courier._idle", [])
+    monkeypatch.setattr("rairl.tracking.courier._idle", [])
     start = Courier.__init__
 
     def noted(self: Courier) -> None:
@@ -59,7 +59,7 @@ def test_stages_one_after_the_other_share_a_process_and_nested_ones_do_not(
     project: Path, miniature: Params, hired: list[Courier], client: MlflowClient
 ) -> None:
     options = {"log_dir": project / "metrics", "root": project}
-    with stage_run("sft", miniature, **options), stage_run("peer", miniature, **options):
+    with stage_run("sft", miniature, **options), stage_run("second_model", miniature, **options):
         pass
     assert len(hired) == 2
     with stage_run("grpo", miniature, **options):
@@ -72,11 +72,11 @@ def test_the_ids_of_a_run_come_from_the_process_that_has_mlflow_while_it_is_ther
 ) -> None:
     with stage_run("sft", miniature, log_dir=project / "metrics", root=project) as run:
         pass
-    monkeypatch.setattr("rairl.courier.run_links", lambda *_: {"asked": "here"})
+    monkeypatch.setattr("rairl.tracking.courier.run_links", lambda *_: {"asked": "here"})
     for _ in range(2):
         links = links_of("sft", miniature, project)
         assert (links["mlflow.run_id"], links["mlflow.parent_id"]) == (run.run_id, run.parent_id)
-    assert links_of("peer", miniature, project) == {} and len(hired) == 1
+    assert links_of("second_model", miniature, project) == {} and len(hired) == 1
     monkeypatch.setenv("RAIRL_KFP_RUN", "another")
     assert links_of("sft", miniature, project) == {}
     hired[0].process.kill()
@@ -139,8 +139,8 @@ def test_a_reward_may_go_once_it_is_registered(
 CODE = """
 import sys, time
 from pathlib import Path
-from rairl.courier import stage_run
-from rairl.params import load_params
+from rairl.tracking.courier import stage_run
+from rairl.core.params import load_params
 with stage_run("sft", load_params(sys.argv[1]), log_dir=Path("metrics")) as run:
     run.log({"loss": 1.0}, 0)
     print("going", flush=True)
@@ -175,6 +175,6 @@ def test_without_its_process_a_stage_goes_on_and_the_next_one_gets_another(
     assert stage_of(client, "FINISHED").info.run_id == run.run_id
     hired[1].process.kill()  # while it waits for a stage
     hired[1].process.wait()
-    with stage_run("peer", miniature, **options) as run:
+    with stage_run("second_model", miniature, **options) as run:
         pass
     assert run.run_id and len(hired) == 3

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from browser import chromium, needs_browser
 
-from rairl.courier import stage_run
-from rairl.dashboard import FIGURES, version_note
-from rairl.params import Params
-from rairl.stats import Estimate
-from rairl.tracking import views
+from rairl.core.params import Params
+from rairl.core.stats import Estimate
+from rairl.tracking.courier import stage_run
+from rairl.tracking.dashboard import FIGURES, version_note
+from rairl.tracking.pipeline_runs import views
 
 
 def test_a_version_says_where_it_comes_from(miniature: Params) -> None:
@@ -33,7 +33,7 @@ def test_a_version_says_where_it_comes_from(miniature: Params) -> None:
     )
     assert note.split("\n\n") == [
         "**dev:** score 0.956, auroc 0.910",
-        f"**policy:** built-in model, {miniature.base.layers} layers, iteration 80; **reward:** peer, step",
+        f"**policy:** built-in model, {miniature.base.layers} layers, iteration 80; **reward:** second_model, step",
         "**from:** arithmetic, data `377531e3fd2f`, commit `012345678-dirty`",
         "[the run](#/experiments/1/runs/r) · [all stages](#/experiments/1/runs/p) · "
         "[test report](#/experiments/1/runs/p/artifacts)",

@@ -16,22 +16,26 @@ import numpy as np
 import pytest
 import torch
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace, read_traces, write_traces
+from rairl.core.training_params import RewardParams
 from rairl.evaluate.calibrate import make_dev
 from rairl.learn import checkpoints, distributed
-from rairl.learn.adversarial import Batch
-from rairl.learn.discriminator import LearnedReward
+from rairl.learn.discriminator_batch import DiscriminatorBatch, compose
+from rairl.learn.learned_reward import LearnedReward
 from rairl.learn.lengths import length_slope
-from rairl.learn.material import Material, compose
 from rairl.learn.replay import Replay
+from rairl.learn.rewards import Batch
 from rairl.learn.rollouts import Completion
-from rairl.models.policy import encode, load_policy, step_logprobs
-from rairl.models.reward import RewardModel, new_reward, running_sum
-from rairl.params import Params, RewardParams
-from rairl.perturb import perturb
-from rairl.stages.rairl import _Training
-from rairl.traces import Trace, read_traces, write_traces
-from rairl.tracking import NullRun
+from rairl.learn.training_run import TrainingRun
+from rairl.models.likelihood import step_logprobs
+from rairl.models.policy import load_policy
+from rairl.models.reading import encode
+from rairl.models.reads import running_sum
+from rairl.models.reward import RewardModel, new_reward
+from rairl.text.corrupt import perturb
+from rairl.tracking.run import NullRun
 
 Make = Callable[..., LearnedReward]
 
@@ -84,7 +88,7 @@ def experts_of(reward: LearnedReward, key: str = "0") -> list[Trace]:
     return reward._draw(key)
 
 
-def material_of(reward: LearnedReward, fresh: list[Trace], key: str = "0") -> Material:
+def update_batch(reward: LearnedReward, fresh: list[Trace], key: str = "0") -> DiscriminatorBatch:
     rng = random.Random(f"0/update/{key}")
     return compose(experts_of(reward, key), fresh, reward.replay, reward.corruptions, reward.params, rng)
 
@@ -123,7 +127,7 @@ def test_updates_raise_the_expert_above_the_policy(changes: dict[str, object], m
     fresh = rollout(experts, "x")
 
     def gap() -> float:
-        mean = np.array([one.logits.mean() for one in reward.critic.reads([*experts, *fresh])])
+        mean = np.array([one.logits.mean() for one in reward.discriminator.reads([*experts, *fresh])])
         return float(mean[: len(experts)].mean() - mean[len(experts) :].mean())
 
     before = gap()
@@ -174,13 +178,13 @@ def test_the_learning_rate_rises_over_the_warm_up(make: Make) -> None:
 def test_right_rollouts_become_positives_only_when_asked(make: Make) -> None:
     reward = make(perturbations=0)
     fresh = rollout(experts_of(reward), "x")
-    assert material_of(reward, fresh).positive.sum() == 8
+    assert update_batch(reward, fresh).positive.sum() == 8
     assert "discriminator/switched" not in reward.update(fresh, "0")
     switching = make(perturbations=1, switch_labels=True)
-    material = material_of(switching, fresh)
-    assert material.positive.sum() == 8 + 4
+    batch = update_batch(switching, fresh)
+    assert batch.positive.sum() == 8 + 4
     assert not any(
-        good for good, kind in zip(material.positive, material.kinds, strict=True) if kind == "perturbed"
+        good for good, kind in zip(batch.positive, batch.kinds, strict=True) if kind == "perturbed"
     )  # a corruption is wrong though its answer may be right
     assert switching.update(fresh, "0")["discriminator/switched"] == 4
 
@@ -198,7 +202,7 @@ def test_switching_changes_what_is_learned(make: Make) -> None:
 
 def test_corruptions_are_composed_up_to_the_depth(make: Make) -> None:
     def most(depth: int) -> int:
-        made = material_of(make(perturbations=8, perturbation_depth=depth), [])
+        made = update_batch(make(perturbations=8, perturbation_depth=depth), [])
         bad = [trace for trace, kind in zip(made.traces, made.kinds, strict=True) if kind == "perturbed"]
         texts = {trace.id: trace.text for trace in made.traces}
         assert all(trace.labelled and trace.text != texts[trace.meta["original"]] for trace in bad)
@@ -226,7 +230,7 @@ def test_matched_negatives_have_the_experts_lengths(make: Make) -> None:
         reward.replay.add(
             [replace(demo, id=f"r{i}", text="x" * (7 * i), steps=()) for i, demo in enumerate(reward.demos * 2)]
         )
-        made = material_of(reward, rollout(experts, "x"))
+        made = update_batch(reward, rollout(experts, "x"))
         chosen = [len(trace.text) for trace in made.traces[len(experts) :]]
         assert len(chosen) == (8 if control == "match" else 16)
         return max(min(abs(one - length) for length in lengths) for one in chosen)
@@ -238,7 +242,7 @@ def test_a_comparison_within_prompts_replays_those_prompts(make: Make) -> None:
     reward = make(objective="relativistic")
     reward.replay.add(rollout(reward.demos, "old"))
     experts = {demo.problem for demo in experts_of(reward)}
-    made = material_of(reward, [])
+    made = update_batch(reward, [])
     assert {trace.problem for trace, kind in zip(made.traces, made.kinds, strict=True) if kind == "replay"} == experts
 
 
@@ -342,7 +346,7 @@ def test_the_lagging_copy_scores_and_is_what_is_saved(make: Make, scored: Batch,
 def test_the_stage_keeps_the_weights_that_score(make: Make, demos: list[Trace], tmp_path: Path) -> None:
     reward = make(ema=0.9, learning_rate=0.05)
     reward.update([], "0")
-    training = object.__new__(_Training)
+    training = object.__new__(TrainingRun)
     training.reward, training.model, training.log, training.work = reward, reward.model, NullRun(), tmp_path
     training.dev, training.data = make_dev(demos[:4], [], copies=1, seed=0), tmp_path
     training._keep(0)
@@ -432,11 +436,11 @@ def test_the_airl_decision_is_of_f_against_the_policy(tiny_policy: Path, make: M
     """With a head of zeros the decision is -log pi: what the policy finds unlikely is called an expert's."""
     reward = make(form="airl", head="linear")
     experts = experts_of(reward)
-    last = reward.critic.evidence(experts)
+    last = reward.discriminator.evidence(experts)
     policy, tokenizer = load_policy(tiny_policy)
     total = [one.total for one in step_logprobs(policy, tokenizer, experts)]
     np.testing.assert_allclose(last, [-value for value in total], atol=1e-3)
-    hot = make({"temperature": 5.0}, form="airl", head="linear").critic.evidence(experts)
+    hot = make({"temperature": 5.0}, form="airl", head="linear").discriminator.evidence(experts)
     assert not np.allclose(hot, last)
 
 

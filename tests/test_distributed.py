@@ -76,7 +76,7 @@ def test_two_processes_share_gather_and_sum(tmp_path: Path) -> None:
 def test_two_processes_train_as_one_and_write_once(root: Path, project: Path) -> None:
     shutil.copyfile(root / "tests" / "miniature.yaml", project / "params.yaml")
     run(project, *LAUNCH, "-m", "rairl", "stage", "prepare")  # one process's work: the other waits
-    for stage in ("base", "peer"):
+    for stage in ("base", "second_model"):
         run(project, "rairl", "stage", stage)
     alone, together = project, project.with_name("together")
     shutil.copytree(alone, together)

@@ -14,13 +14,15 @@ import pytest
 import torch
 from conftest import tuned
 
-from rairl.errors import RairlError
-from rairl.learn.adversarial import OutcomeReward, PolicyLoop
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
 from rairl.learn.engine import Engine, new_engine
+from rairl.learn.policy_loop import PolicyLoop
+from rairl.learn.rewards import OutcomeReward
 from rairl.models.adapters import merged
-from rairl.models.policy import load_policy, make_trainable, render_prompt
-from rairl.params import Params
-from rairl.traces import Trace
+from rairl.models.policy import load_policy, make_trainable
+from rairl.models.reading import render_prompt
 
 
 @dataclass

@@ -9,16 +9,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from rairl.cli import app
-from rairl.courier import stage_run
-from rairl.errors import RairlError
-from rairl.models.folder import model_card, write_card
+from rairl.cli.main import app
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
+from rairl.learn.training_run import write_scores
+from rairl.models.card import model_card, write_card
 from rairl.models.reward import RewardModel, new_reward
-from rairl.params import Params
 from rairl.stages.prepare import prepare
-from rairl.stages.rairl import write_scores
-from rairl.traces import Trace
-from rairl.tracking import NullRun
+from rairl.tracking.courier import stage_run
+from rairl.tracking.run import NullRun
 from rairl.use.load import export, load_reward
 
 

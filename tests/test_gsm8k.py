@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rairl.core.errors import RairlError
 from rairl.datasets import gsm8k
-from rairl.errors import RairlError
 
 FILES = Path(__file__).parents[1].parent / "shared" / "data" / "gsm8k"
 real = pytest.mark.skipif(not FILES.is_dir(), reason="the public data files are not beside the project")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rairl.learn.guard import begun, collapse, fall, unfit
-from rairl.params import GuardParams
+from rairl.core.training_params import GuardParams
+from rairl.learn.collapse_guard import begun, collapse, fall, unfit
 
 PARAMS = GuardParams(
     action="stop", patience=3, length_ratio=2.0, min_entropy=0.2, saturation=0.95, hacking=0.1, min_auroc=0.8

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from rairl.stages import STAGES
+from rairl.stages.layout import STAGES
 
 pytestmark = pytest.mark.timeout(900)  # whole pipelines: a minute each on a quiet machine, several beside other work
 
@@ -22,11 +22,11 @@ import json, sys
 from pathlib import Path
 
 if any("executor_main" in word for word in sys.orig_argv):
-    import rairl.task, rairl.views
+    import rairl.kubeflow.pages, rairl.kubeflow.task
 
     def run_task(name, params, metrics, **artifacts):
         known = {"seed": params["seed"], "granularity": params["reward"]["granularity"]}
-        from rairl.stages import OUTPUTS
+        from rairl.stages.layout import OUTPUTS
         for arg in OUTPUTS[name]:
             target = Path(metrics.path if arg == "metrics" else artifacts[arg].path)
             target.mkdir() if (name, arg) == ("report", "report") else target.write_text(json.dumps(known))
@@ -37,15 +37,15 @@ if any("executor_main" in word for word in sys.orig_argv):
             assert histories == known, "another variant's history"
 
     def register(variants, data):
-        from rairl.tracking import Verdict
+        from rairl.tracking.champion import Verdict
         return Verdict(True, "1", 0.5, json.dumps([[it["seed"], it["reward"]["granularity"]] for it in variants]))
 
     def finish(params, *, experiment, tracking_uri, state, error):
         Path("finished").write_text(json.dumps([state, experiment]))
 
-    rairl.task.run_task, rairl.task.register, rairl.task.finish = run_task, register, finish
-    rairl.views.tables = lambda summary: summary.read_text()
-    rairl.views.roc = lambda *_: ([], [], [])
+    rairl.kubeflow.task.run_task, rairl.kubeflow.task.register, rairl.kubeflow.task.finish = run_task, register, finish
+    rairl.kubeflow.pages.tables = lambda summary: summary.read_text()
+    rairl.kubeflow.pages.roc = lambda *_: ([], [], [])
 """
 
 
@@ -64,7 +64,7 @@ def test_every_variant_is_run_measured_and_reported_and_one_task_decides(tmp_pat
     expected = [{"seed": seed, "granularity": "dense"} for seed in (3, 4)]
     assert [json.loads(Path(path).read_text()) for path in summaries] == expected
     for name in STAGES[: STAGES.index("rairl")]:  # what all variants share is done once, with the parameters' own seed
-        [metrics] = tmp_path.glob(f"local_outputs/*/{name}/metrics")
+        [metrics] = tmp_path.glob(f"local_outputs/*/{name.replace('_', '-')}/metrics")
         assert json.loads(metrics.read_text()) == {"seed": 0, "granularity": "step"}
     [verdict] = tmp_path.glob("local_outputs/*/register/verdict")
     assert json.loads(verdict.read_text()) == [[3, "dense"], [4, "dense"]]

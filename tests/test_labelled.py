@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from rairl.core.errors import RairlError
 from rairl.datasets import labelled
-from rairl.errors import RairlError
 
 FILES = Path(__file__).parents[1].parent / "shared" / "data"
 real = pytest.mark.skipif(not FILES.is_dir(), reason="the public data files are not beside the project")

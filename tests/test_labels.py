@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, load_params
+from rairl.core.traces import Trace, read_traces, write_traces
+from rairl.core.training_params import RewardParams
 from rairl.evaluate.calibrate import Dev, dev_scores
-from rairl.learn.discriminator import LearnedReward
-from rairl.learn.material import Material, compose
-from rairl.models.reward import Scores, new_reward
-from rairl.params import Params, RewardParams, load_params
+from rairl.learn.discriminator_batch import DiscriminatorBatch, compose
+from rairl.learn.learned_reward import LearnedReward
+from rairl.models.reads import Scores
+from rairl.models.reward import new_reward
 from rairl.stages.prepare import prepare
-from rairl.traces import Trace, read_traces, write_traces
-from rairl.tracking import NullRun
+from rairl.tracking.run import NullRun
 
 STEPS = ["1 + 2 = 3", "3 + 4 = 8", "8 - 1 = 7"]
 
@@ -125,11 +127,11 @@ def test_reads_before_the_first_wrong_step_count_for_neither_class(
     reward = learner([], label_smoothing=0.0, granularity=granularity)
     torch.nn.init.normal_(reward.model.head[-1].weight, generator=torch.Generator().manual_seed(0))
     wrong = marked("a", demos[0].problem)
-    material = Material([demos[0], wrong], ["expert", "labelled"], np.array([True, False]))
-    assert (material.since(0), material.since(1)) == (0, wrong.steps[1].start)
+    batch = DiscriminatorBatch([demos[0], wrong], ["expert", "labelled"], np.array([True, False]))
+    assert (batch.since(0), batch.since(1)) == (0, wrong.steps[1].start)
     reward.model.eval()
-    loss, last = reward.critic.loss(material, seed=0)
-    good, bad = (one.logits for one in reward.critic.reads([demos[0], wrong]))
+    loss, last = reward.discriminator.loss(batch, seed=0)
+    good, bad = (one.logits for one in reward.discriminator.reads([demos[0], wrong]))
     assert last[1] == pytest.approx(bad[-1], abs=1e-5)
     # Step by step that is all but the first read, token by token what follows the line break behind step 0.
     tokens = reward.model.tokenizer
@@ -137,8 +139,8 @@ def test_reads_before_the_first_wrong_step_count_for_neither_class(
     assert len(bad) == (3 if granularity == "step" else len(tokens(wrong.text)["input_ids"]))
     expected = np.logaddexp(0, -good).mean() / 2 + np.logaddexp(0, bad[right:]).mean() / 2
     assert loss.item() == pytest.approx(expected, abs=1e-5)
-    whole = replace(material, kinds=["expert", "policy"])  # the same trace as somebody's rollout counts as a whole
-    assert reward.critic.loss(whole, seed=0)[0].item() == pytest.approx(
+    whole = replace(batch, kinds=["expert", "policy"])  # the same trace as somebody's rollout counts as a whole
+    assert reward.discriminator.loss(whole, seed=0)[0].item() == pytest.approx(
         np.logaddexp(0, -good).mean() / 2 + np.logaddexp(0, bad).mean() / 2, abs=1e-5
     )
 

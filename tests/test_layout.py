@@ -12,22 +12,12 @@ from typing import Any
 
 import pytest
 
-from rairl.errors import RairlError
-from rairl.params import Params
-from rairl.stages import (
-    INPUTS,
-    OUTPUTS,
-    STAGES,
-    code_digest,
-    input_files_digest,
-    producer,
-    run_all,
-    run_stage,
-    stage_paths,
-    write_figures,
-)
-from rairl.stats import Estimate, exact
-from rairl.tracking import NullRun
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, exact
+from rairl.stages.layout import INPUTS, OUTPUTS, STAGES, producer, stage_paths
+from rairl.stages.runner import code_digest, input_files_digest, run_all, run_stage, write_figures
+from rairl.tracking.run import NullRun
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -102,7 +92,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
     def stage_run(*_: Any, **__: Any) -> Any:
         yield NullRun()
 
-    monkeypatch.setattr("rairl.courier.stage_run", stage_run)
+    monkeypatch.setattr("rairl.tracking.courier.stage_run", stage_run)
 
     def use(function: Any, name: str = "prepare") -> None:
         module = ModuleType(f"rairl.stages.{name}")
@@ -164,10 +154,10 @@ def test_a_whole_run_resumes_after_the_last_finished_stage(
             path.touch()
         return {f"time.{name}": exact(0)}
 
-    monkeypatch.setattr("rairl.stages.run_stage", fake)
+    monkeypatch.setattr("rairl.stages.runner.run_stage", fake)
     with pytest.raises(KeyboardInterrupt):
         run_all(miniature, root=tmp_path)
-    assert calls == ["prepare", "base", "sft", "peer", "grpo"]
+    assert calls == ["prepare", "base", "sft", "second_model", "grpo"]
     stop_at, calls[:] = "", []
     run_all(miniature, root=tmp_path)
     assert calls == list(STAGES[4:])

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
 from rairl.evaluate.likelihood import Likelihood, likelihoods, read_likelihoods, write_likelihoods
 from rairl.models.base import new_model
-from rairl.models.policy import LogProbs, load_policy, save_policy, step_logprobs
-from rairl.params import Params
-from rairl.traces import Trace
+from rairl.models.likelihood import LogProbs, step_logprobs
+from rairl.models.policy import load_policy, save_policy
 
 
 def test_the_ratio_by_hand() -> None:
@@ -45,16 +46,16 @@ def test_likelihoods_survive_the_disk_and_are_the_models_own(
 
 
 def test_a_peer_has_its_say_where_there_is_one(tiny_policy: Path, demos: list[Trace], tmp_path: Path) -> None:
-    (tmp_path / "none").mkdir()  # what the peer stage leaves when no peer is asked for
-    for peer in (tiny_policy, tmp_path / "none"):
-        pairs = likelihoods(demos[:2], sft=tiny_policy, base=tiny_policy, peer=peer)
+    (tmp_path / "none").mkdir()  # what the second model stage leaves when no second model is asked for
+    for second_model in (tiny_policy, tmp_path / "none"):
+        pairs = likelihoods(demos[:2], sft=tiny_policy, base=tiny_policy, second_model=second_model)
         write_likelihoods(tmp_path, "sft", "test", demos[:2], pairs)
         for pair in read_likelihoods(tmp_path, "sft", "test", demos[:2]):
-            if peer == tiny_policy:
-                assert pair.peer is not None
-                assert pair.peer.total == pair.sft.total
+            if second_model == tiny_policy:
+                assert pair.second_model is not None
+                assert pair.second_model.total == pair.sft.total
             else:
-                assert pair.peer is None
+                assert pair.second_model is None
 
 
 def test_a_trace_without_likelihood_is_an_error(tmp_path: Path, demos: list[Trace]) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
 
-from rairl.errors import RairlError
-from rairl.evaluate.localise import (
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace, locate_steps
+from rairl.evaluate.first_error import (
     choose_threshold,
     detection_figures,
     f1,
@@ -22,7 +23,6 @@ from rairl.evaluate.localise import (
     suspicion,
     trivial_predictions,
 )
-from rairl.traces import Trace, locate_steps
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rairl.core.dataset_params import LoggedDataset
+from rairl.core.errors import RairlError
+from rairl.core.params import load_params
 from rairl.datasets import logged, question_key
-from rairl.errors import RairlError
-from rairl.params import LoggedDataset, load_params
 from rairl.stages.prepare import check
 
 ROOT = Path(__file__).parents[1]

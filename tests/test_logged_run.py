@@ -13,12 +13,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from rairl.cli import app
-from rairl.evaluate.apply import localise_rows, location_figures
+from rairl.cli.main import app
+from rairl.core.traces import read_traces
 from rairl.evaluate.candidates import read_candidates
-from rairl.evaluate.own import read_own
 from rairl.models.reward import RewardModel
-from rairl.traces import read_traces
+from rairl.use.apply import localise_rows, location_figures
+from rairl.use.user_files import read_own
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +50,7 @@ def test_the_logged_preset_runs_on_real_text(tmp_path: Path, shared_data: Path) 
     values = small(yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text()), shared_data)
     values["dataset"]["labelled"] = [every_third(Path(path), tmp_path) for path in values["dataset"]["labelled"]]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "rairl.cli", "run", "--dir", "out"]
+    command = [sys.executable, "-m", "rairl.cli.main", "run", "--dir", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "out"
@@ -97,7 +97,7 @@ def own_files_give_the_same(out: Path, files: list[str], figures: dict[str, Any]
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     values = small(yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text()), tmp_path)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "rairl.cli", "run", "--dir", "out"]
+    command = [sys.executable, "-m", "rairl.cli.main", "run", "--dir", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert str(tmp_path / "gsm8k" / "train.jsonl") in done.stderr

@@ -19,7 +19,7 @@ import yaml
 from kubeflow_trainer_api import models as trainer
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from rairl.params import Params
+from rairl.core.params import Params
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "deploy").glob("*.yaml"))
@@ -179,7 +179,7 @@ def test_the_servers_flags_are_mlflows_own() -> None:
 def test_the_service_is_the_command_lines_own_and_is_asked_where_it_listens() -> None:
     import typer
 
-    from rairl.cli import app
+    from rairl.cli.main import app
 
     container = of("InferenceService", "rairl-reward")["spec"]["predictor"]["containers"][0]
     assert container["command"] == ["rairl", "serve"]
@@ -211,7 +211,7 @@ SETTINGS = {
 
 
 def test_the_job_of_a_stage_is_valid_and_says_what_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rairl.trainjob import manifest
+    from rairl.kubeflow.trainjob import manifest
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     monkeypatch.setenv("RAIRL_KFP_RUN", "run-1")
@@ -238,7 +238,7 @@ def test_the_job_of_a_stage_is_valid_and_says_what_the_settings_say(monkeypatch:
 
 
 def test_a_job_has_one_name_per_run_stage_and_parameters(miniature: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rairl.trainjob import job_name
+    from rairl.kubeflow.trainjob import job_name
 
     names = set()
     for run in ("run-1", "run-2"):

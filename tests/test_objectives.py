@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from rairl.learn.objectives import airl_logits, balanced, bce, gradient_penalty, relativistic, wgan
-from rairl.models.reward import running_sum
+from rairl.models.reads import running_sum
 
 READS = st.lists(st.tuples(st.floats(-4, 4), st.integers(0, 3)), min_size=1, max_size=8)
 

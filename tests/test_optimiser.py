@@ -13,14 +13,15 @@ from conftest import spied_rates, tuned
 from test_adversarial import make_loop, untimed
 from torch import nn
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
+from rairl.core.training_params import PolicyParams
 from rairl.learn import checkpoints, distributed
-from rairl.learn.adversarial import PolicyLoop
-from rairl.learn.discriminator import LearnedReward
+from rairl.learn.learned_reward import LearnedReward
 from rairl.learn.learner import Learner, adamw_of, rates
+from rairl.learn.policy_loop import PolicyLoop
 from rairl.models.reward import new_reward
-from rairl.params import Params, PolicyParams
-from rairl.traces import Trace
 
 
 def policy_of(params: Params, **changes: object) -> PolicyParams:

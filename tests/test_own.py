@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from test_labelled import BIGBENCH, MR_BEN, PROCESSBENCH
 
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
 from rairl.datasets import labelled
 from rairl.datasets.logged import plain
-from rairl.errors import RairlError
-from rairl.evaluate.apply import score_pieces, score_rows
-from rairl.evaluate.own import FORMATS, detect, pieces, read_own, require, survey
 from rairl.models.reward import RewardModel, new_reward
-from rairl.params import Params
-from rairl.traces import Trace
+from rairl.use.apply import score_pieces, score_rows
+from rairl.use.user_files import FORMATS, detect, pieces, read_own, require, survey
 
 OURS: dict[str, Any] = {"id": "a", "problem": "p", "text": "one\ntwo"}
 ROWS = {"rairl": OURS, "processbench": PROCESSBENCH, "mr_ben": MR_BEN, "bigbench_mistake": BIGBENCH}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, parse_params
 from rairl.paper import fill, row_of
-from rairl.params import Params, parse_params
-from rairl.presets import compose
+from rairl.preflight.presets import compose
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rairl.errors import RairlError
-from rairl.params import load_params, parse_params
+from rairl.core.errors import RairlError
+from rairl.core.params import load_params, parse_params
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", ROOT / "tests" / "miniature.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rairl.datasets import arithmetic, choice, gsm8k
-from rairl.perturb import CHOICE_KINDS, KINDS, Kind, equations, evaluate, perturb, perturb_once
-from rairl.segment import compose, segment
-from rairl.traces import Trace, relabel
+from rairl.core.traces import Trace, relabel
+from rairl.datasets import arithmetic, arithmetic_problem, choice, gsm8k
+from rairl.text.corrupt import CHOICE_KINDS, KINDS, perturb, perturb_once
+from rairl.text.edits import Kind
+from rairl.text.equations import equations, evaluate
+from rairl.text.segment import compose, segment
 
 PROBLEM = "Tom has 50 books. Jack has 21 fewer than Tom. Gina has as many as Tom and Jack together. How many has Gina?"
 STEPS = ["Jack has 50 - 21 = 29 books.", "Gina has 50 + 29 = 79 books."]
@@ -27,7 +29,7 @@ def variants(trace: Trace, kind: Kind, draws: int = 200) -> list[Trace]:
     return [item for item in made if item is not None]
 
 
-def arithmetic_expert(seed: int, kinds: tuple[str, ...] = arithmetic.DEMONSTRATED) -> Trace:
+def arithmetic_expert(seed: int, kinds: tuple[str, ...] = arithmetic_problem.DEMONSTRATED) -> Trace:
     problem = arithmetic.generate(random.Random(seed), arithmetic.Range(kinds=kinds))
     return arithmetic.trace(problem, f"p{seed}", solved=True)
 
@@ -152,7 +154,7 @@ SEEDS = st.integers(0, 2**32)
 @given(SEEDS, SEEDS, st.integers(1, 3), st.sets(st.sampled_from(KINDS), min_size=1), st.booleans())
 @example(2855, 11976413, 3, {"dropped", "operator", "swapped"}, False)  # ends in 15.00, which is the right 15
 def test_the_label_is_what_the_oracle_says(seed: int, draw: int, n: int, kinds: set[Kind], unseen: bool) -> None:
-    allowed = arithmetic.DEMONSTRATED + (arithmetic.UNSEEN if unseen else ())
+    allowed = arithmetic_problem.DEMONSTRATED + (arithmetic_problem.UNSEEN if unseen else ())
     trace = arithmetic_expert(seed, allowed)
     made = perturb(trace, random.Random(draw), sorted(kinds), n)
     if made is None:
@@ -160,7 +162,7 @@ def test_the_label_is_what_the_oracle_says(seed: int, draw: int, n: int, kinds: 
     assert made.text != trace.text
     assert made.id != trace.id
     assert made.labelled
-    assert made.first_error == arithmetic.first_error(made.problem, made.step_texts())
+    assert made.first_error == arithmetic_problem.first_error(made.problem, made.step_texts())
     assert made.correct is (made.answer is not None and Fraction(made.answer) == Fraction(trace.gold))
     assert made.first_error is not None or made.correct is False
     assert perturb(trace, random.Random(draw), sorted(kinds), n) == made

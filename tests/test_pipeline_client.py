@@ -18,10 +18,10 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from kfp_server_api import V2beta1Experiment, V2beta1Run
 from typer.testing import CliRunner
 
-from rairl.cli import app
-from rairl.errors import RairlError
-from rairl.params import Params
-from rairl.task import configure, read_params, variants
+from rairl.cli.main import app
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.kubeflow.task import configure, read_params, variants
 
 ROOT = Path(__file__).parents[1]
 API = "/apis/v2beta1"

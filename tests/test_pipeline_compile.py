@@ -14,13 +14,19 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from rairl.errors import RairlError
-from rairl.stages import INPUTS, OUTPUTS, STAGES, TOGETHER, producer
+from rairl.core.errors import RairlError
+from rairl.stages.layout import INPUTS, OUTPUTS, STAGES, producer
+from rairl.stages.runner import TOGETHER
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "configs" / "cluster.yaml"
 EXTRA = ("configure", "variants", "register", "finish")
 LOOP = "the loop's item"
+
+
+def kfp_name(name: str) -> str:
+    """What Kubeflow makes of the name of a function."""
+    return name.replace("_", "-")
 
 
 class Compiled(NamedTuple):
@@ -30,7 +36,7 @@ class Compiled(NamedTuple):
     kubernetes: dict[str, Any]
 
     def executor(self, name: str) -> dict[str, Any]:
-        return self.spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+        return self.spec["deploymentSpec"]["executors"][f"exec-{kfp_name(name)}"]["container"]
 
     def environment(self, name: str) -> dict[str, str]:
         return {it["name"]: it["value"] for it in self.executor(name).get("env", [])}
@@ -92,24 +98,24 @@ def test_the_tasks_are_the_stages_of_dvc(compiled: Compiled, tasks: dict[str, An
 
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert NAMED == EXTRA
-    assert set(tasks) == {*stages, *EXTRA}
+    assert {*tasks, "inputs"} == {*map(kfp_name, stages), *EXTRA}
     assert compiled.spec["pipelineInfo"]["name"] == "rairl"
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_each_task_is_wired_as_the_layout_says(tasks: dict[str, Any], name: str) -> None:
-    found = tasks[name]["inputs"]
+    found = tasks[kfp_name(name)]["inputs"]
     expected: dict[str, Any] = {}
     for arg, path in INPUTS[name].items():
         if arg == "metrics_dir":
-            expected |= {f"{stage}_metrics": (stage, "metrics") for stage in STAGES if stage != name}
+            expected |= {f"{stage}_metrics": (kfp_name(stage), "metrics") for stage in STAGES if stage != name}
             continue
         source = producer(path)
-        expected[arg] = (source, next(key for key, made in OUTPUTS[source].items() if made == path))
+        expected[arg] = (kfp_name(source), next(key for key, made in OUTPUTS[source].items() if made == path))
     variant = (LOOP, ("variants", "Output"))
     looped = STAGES.index(name) >= STAGES.index("rairl")
     assert found == {**expected, "params": variant if looped else ("configure", "Output")}
-    assert set(tasks[name]["component"]["outputDefinitions"]["artifacts"]) >= set(OUTPUTS[name])
+    assert set(tasks[kfp_name(name)]["component"]["outputDefinitions"]["artifacts"]) >= set(OUTPUTS[name])
 
 
 def test_the_tasks_around_the_stages_are_wired(tasks: dict[str, Any]) -> None:
@@ -170,7 +176,7 @@ def test_the_specification_is_valid_and_loads_back(compiled: Compiled, tmp_path:
 
 def test_every_task_runs_in_the_image_and_installs_nothing(compiled: Compiled) -> None:
     executors = compiled.spec["deploymentSpec"]["executors"]
-    assert set(executors) == {f"exec-{name}" for name in (*STAGES, *EXTRA)}
+    assert set(executors) == {f"exec-{kfp_name(name)}" for name in (*STAGES, *EXTRA)}
     for executor in executors.values():
         assert executor["container"]["image"].startswith("rairl-python:")
         assert "pip install" not in " ".join(executor["container"]["command"])
@@ -188,7 +194,7 @@ def test_every_task_has_the_resources_environment_and_secrets_of_the_description
     assert "accelerator" not in asked
     trains = name in TOGETHER
     assert compiled.environment(name) == ({"RAIRL_CHECKPOINTS": "/shared/checkpoints"} if trains else {})
-    config = compiled.kubernetes[f"exec-{name}"]
+    config = compiled.kubernetes[f"exec-{kfp_name(name)}"]
     assert [(it["constant"], it["mountPath"]) for it in config.get("pvcMount", [])] == (
         [("rairl-shared", "/shared")] if trains else []
     )
@@ -198,7 +204,7 @@ def test_every_task_has_the_resources_environment_and_secrets_of_the_description
     }
     assert secrets == {(it["name"], key, value) for it in cluster["secrets"] for key, value in it["env"].items()}
     assert all(it["optional"] for it in config["secretAsEnv"])
-    retry = tasks[name]["task"].get("retryPolicy")
+    retry = tasks[kfp_name(name)]["task"].get("retryPolicy")
     if name in ("configure", "variants", "finish"):
         assert retry is None
     else:

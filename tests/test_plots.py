@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rairl.evaluate import plots
+from rairl.report import plots
 
 
 def test_rolling_means_and_their_intervals_by_hand() -> None:

@@ -14,21 +14,13 @@ from conftest import token_logprobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace, locate_steps
 from rairl.datasets import arithmetic
-from rairl.errors import RairlError
 from rairl.models.base import train_tokenizer
-from rairl.models.policy import (
-    SharedPrompts,
-    batches_by_length,
-    encode,
-    load_policy,
-    pad,
-    render_prompt,
-    step_logprobs,
-    token_at,
-    token_surprise,
-)
-from rairl.traces import Trace, locate_steps
+from rairl.models.likelihood import step_logprobs, token_surprise
+from rairl.models.policy import load_policy
+from rairl.models.reading import SharedPrompts, batches_by_length, encode, pad, render_prompt, token_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +53,7 @@ def test_tokens_reach_the_characters_they_stand_for(demos: list[Trace]) -> None:
 def test_a_token_that_straddles_a_step_end_is_the_one_read() -> None:
     """A tokenizer with '.<newline>' as one token: the step's end lies inside it."""
     trace = Trace("a", "p", "x.\ny", ((locate_steps("x.\ny", ["x.", "y"]))[0],))
-    from rairl.models.policy import Encoded
+    from rairl.models.reading import Encoded
 
     item = Encoded([1, 2, 3, 4], 1, np.array([1, 3, 4]))
     assert token_at(item, trace.steps[0].end) == 2
@@ -138,7 +130,7 @@ def test_a_long_trace_alone_is_read_without_a_mask(monkeypatch: pytest.MonkeyPat
     model.register_forward_pre_hook(lambda _, args, options: calls.append(options), with_kwargs=True)
     rows = SharedPrompts.of([[5, 6, 7]], [[1, 2]], 0, torch.device("cpu"))
     plain = rows.read(model, output_hidden_states=True)
-    monkeypatch.setattr("rairl.models.policy.LONG", 4)  # the trace has five tokens
+    monkeypatch.setattr("rairl.models.reading.LONG", 4)  # the trace has five tokens
     out = rows.read(model, output_hidden_states=True)
     assert ["past_key_values" in call for call in calls] == [True, False]
     torch.testing.assert_close(out.logits, plain.logits, atol=1e-5, rtol=1e-4)

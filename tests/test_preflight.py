@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from rairl import preflight
-from rairl.errors import RairlError
-from rairl.params import Params, load_params, parse_params
-from rairl.preflight import GPUS, SIZES, architecture, doctor, find_gpu, needs
-from rairl.presets import FOLDER, compose, merged
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, load_params, parse_params
+from rairl.preflight import doctor as preflight
+from rairl.preflight.doctor import GPUS, SIZES, architecture, doctor, find_gpu, needs
+from rairl.preflight.presets import FOLDER, compose, merged
 
 QWEN25_7B = {
     "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
@@ -173,7 +173,7 @@ def test_a_run_asks_first_for_what_it_needs(tmp_path: Path, monkeypatch: pytest.
 
     from typer.testing import CliRunner
 
-    from rairl.cli import app
+    from rairl.cli.main import app
 
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, load_params
+from rairl.core.traces import Trace, read_traces, relabel, write_traces
 from rairl.datasets import build, question_key
 from rairl.datasets.overlap import near_duplicates, shingles
-from rairl.errors import RairlError
-from rairl.params import Params, load_params
-from rairl.segment import compose
 from rairl.stages.prepare import check, prepare
-from rairl.traces import Trace, read_traces, relabel, write_traces
-from rairl.tracking import NullRun
+from rairl.text.segment import compose
+from rairl.tracking.run import NullRun
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

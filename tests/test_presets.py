@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rairl import presets
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, load_params, parse_params
 from rairl.learn.learner import MAX_NORM
-from rairl.params import Params, load_params, parse_params
-from rairl.preflight import GPUS, needs
+from rairl.preflight import presets
+from rairl.preflight.doctor import GPUS, needs
 
 MODELS = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
@@ -154,7 +154,7 @@ def test_revisions_are_pinned_where_they_are_missing(monkeypatch: pytest.MonkeyP
 def test_the_command_writes_what_it_validated(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from rairl.cli import app
+    from rairl.cli.main import app
 
     file = tmp_path / "params.yaml"
     words = ["dataset=medreason", "model=llama-3.1-8b", "method=dense", "seed=3"]

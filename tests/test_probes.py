@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rairl.datasets import arithmetic, choice
-from rairl.evaluate.labels import KIND_LABELS
+from rairl.core.traces import Trace, locate_steps, relabel
+from rairl.datasets import arithmetic, arithmetic_problem, choice
 from rairl.evaluate.probes import (
     SEEN,
     UNSEEN,
@@ -21,9 +21,9 @@ from rairl.evaluate.probes import (
     turned_round,
     with_step,
 )
-from rairl.perturb import CHOICE_KINDS
-from rairl.segment import compose
-from rairl.traces import Trace, locate_steps, relabel
+from rairl.report.labels import KIND_LABELS
+from rairl.text.corrupt import CHOICE_KINDS
+from rairl.text.segment import compose
 
 
 def solved(number: int) -> Trace:
@@ -39,7 +39,7 @@ def test_every_corruption_is_what_its_label_says(seed: int) -> None:
         for row, bad in corrupted(traces, kind, seed):
             assert bad.labelled and bad.text != traces[row].text and bad.problem == traces[row].problem
             assert bad.id == f"{traces[row].id}/{kind}"
-            assert arithmetic.first_error(bad.problem, bad.step_texts()) == bad.first_error
+            assert arithmetic_problem.first_error(bad.problem, bad.step_texts()) == bad.first_error
             assert (bad.first_error is None) == (kind == "answer") and kind not in CHOICE_KINDS
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from rairl.processes import pool
+from rairl.core.processes import pool
 
 GARBAGE = """
-from rairl.processes import end_quickly
+from rairl.core.processes import end_quickly
 class Part:
     def __del__(self):
         print("found")

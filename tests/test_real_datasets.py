@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from rairl.answers import options_of, read_answer
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, parse_params
+from rairl.core.traces import Trace
 from rairl.datasets import build, choice, gsm8k, medreason, mmlu_pro, question_key
-from rairl.errors import RairlError
-from rairl.params import Params, parse_params
-from rairl.segment import segment
 from rairl.stages.prepare import prepare
-from rairl.traces import Trace
-from rairl.tracking import NullRun
+from rairl.text.answers import options_of, read_answer
+from rairl.text.segment import segment
+from rairl.tracking.run import NullRun
 
 OPTIONS = ["Measles", "Mumps", "Rubella"]
 
@@ -158,7 +158,7 @@ def test_medreason_reaches_the_data_card(miniature: Params, tmp_path: Path) -> N
         "no_options": 1, "other_source": 1, "repeated_question_text": 1, "long_problem": 0, "long_solution": 0,
         "repeated_question": 0, "question_in_test": 0,
     }  # fmt: skip
-    from rairl.stages import input_files_digest
+    from rairl.stages.runner import input_files_digest
 
     assert len(input_files_digest(params)) == 12  # a long prompt is no file name
 

@@ -16,12 +16,13 @@ import yaml
 from conftest import spied_rates
 from test_system_message import CHATML, LLAMA
 
-from rairl import presets
-from rairl.models.policy import load_policy, render_prompt
+from rairl.core.params import Params, parse_params
+from rairl.core.traces import read_traces
+from rairl.models.policy import load_policy
+from rairl.models.reading import render_prompt
 from rairl.models.reward import RewardModel
-from rairl.params import Params, parse_params
-from rairl.stages import run_stage
-from rairl.traces import read_traces
+from rairl.preflight import presets
+from rairl.stages.runner import run_stage
 
 ARCHITECTURES = {
     "qwen2": (CHATML, "<|im_start|>", "<|im_end|>", {}),
@@ -154,7 +155,7 @@ def test_training_with_a_reward_of_another_family(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     other = chat_model(tmp_path / "other", "llama", 330)
     params = cell(tmp_path, "qwen3", "gsm8k", f"reward.backbone={other}", "reward.credit=return", "reward.discount=0.9")
-    for stage in ("prepare", "base", "sft", "peer"):
+    for stage in ("prepare", "base", "sft", "second_model"):
         run_stage(stage, params, root=tmp_path)
     rates = spied_rates(monkeypatch)
     run_stage("rairl", params, root=tmp_path)
@@ -193,7 +194,7 @@ def test_a_published_cell_runs_through_every_stage(
 ) -> None:
     from typer.testing import CliRunner
 
-    from rairl.cli import app
+    from rairl.cli.main import app
 
     monkeypatch.setenv("RAIRL_CHECKPOINTS", str(tmp_path / "work"))
     other = chat_model(tmp_path / "other", "qwen2", 340)

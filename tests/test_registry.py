@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from rairl.cli import app
-from rairl.courier import stage_run
-from rairl.dashboard import short
-from rairl.params import Params, load_params
-from rairl.registry import find, read_versions
-from rairl.tracking import data_tag
+from rairl.cli.main import app
+from rairl.core.params import Params, load_params
+from rairl.tracking.courier import stage_run
+from rairl.tracking.dashboard import short
+from rairl.tracking.provenance import data_tag
+from rairl.tracking.registry import find, read_versions
 
 
 def ask(*words: str) -> Result:

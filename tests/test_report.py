@@ -17,44 +17,39 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rairl.answers import answers_match
-from rairl.datasets import arithmetic
-from rairl.errors import RairlError
-from rairl.evaluate import labels
-from rairl.evaluate.apply import choice_figures, localise_rows, location_figures, rerank_rows
-from rairl.evaluate.audit import FALSIFIED, HIDDEN, NOT_SUPPORTED, NOT_TESTED, SUPPORTED, mixed_sample
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, parse_params
+from rairl.core.stats import Estimate, exact, to_json, within_agreement, within_auroc
+from rairl.core.traces import Trace, relabel, write_traces
+from rairl.datasets import arithmetic, arithmetic_problem
+from rairl.evaluate.best_of_n import AGGREGATORS
 from rairl.evaluate.candidates import POLICIES, candidates_path, read_candidates
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
-from rairl.evaluate.own import read_own
 from rairl.evaluate.questions import read_questions
-from rairl.evaluate.report import (
-    RERANKING,
-    adjusted,
-    cell,
-    claims,
-    difference_verdict,
-    embed_json,
-    p_value,
-    summary_table,
-    tables,
-    viewer_rows,
-)
-from rairl.evaluate.rerank import AGGREGATORS
 from rairl.evaluate.scores import Saved, read_scores
+from rairl.evaluate.shortcut_checks import MASKED, ShortcutChecks
+from rairl.evaluate.shortcuts import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
+from rairl.evaluate.trace_edits import HIDDEN, mixed_sample
 from rairl.evaluate.variants import VARIANTS
 from rairl.evaluate.windows import RULES
 from rairl.models.reward import RewardModel, new_reward
-from rairl.params import Params, parse_params
-from rairl.segment import think_lines
-from rairl.stages import INPUTS, OUTPUTS, write_figures
-from rairl.stages.audit import MASKED, _Checks, audit
+from rairl.report import labels
+from rairl.report.claims import RERANKING, adjusted, claims, difference_verdict, p_value
+from rairl.report.page import embed_json
+from rairl.report.tables import cell, summary_table, tables
+from rairl.report.viewer import viewer_rows
+from rairl.stages.audit import audit
+from rairl.stages.layout import INPUTS, OUTPUTS
 from rairl.stages.localise import localise
 from rairl.stages.posttrain import posttrain
 from rairl.stages.report import merge_metrics, report
 from rairl.stages.rerank import rerank
-from rairl.stats import Estimate, exact, to_json, within_agreement, within_auroc
-from rairl.traces import Trace, relabel, write_traces
-from rairl.tracking import NullRun
+from rairl.stages.runner import write_figures
+from rairl.text.answers import answers_match
+from rairl.text.segment import think_lines
+from rairl.tracking.run import NullRun
+from rairl.use.apply import choice_figures, localise_rows, location_figures, rerank_rows
+from rairl.use.user_files import read_own
 
 ROOT = Path(__file__).parents[1]
 STAGES = {"posttrain": posttrain, "rerank": rerank, "localise": localise, "audit": audit, "report": report}
@@ -81,13 +76,15 @@ def write_candidates(problem: Trace, policy: str, count: int) -> list[Trace]:
     found = []
     for number in range(count):
         steps, answer = arithmetic.habitual_steps(
-            arithmetic.parse(problem.problem), rng.choice([frozenset(), arithmetic.author(rng, "fewer_as_more")])
+            arithmetic_problem.parse(problem.problem),
+            rng.choice([frozenset(), arithmetic.author(rng, "fewer_as_more")]),
         )
-        text = arithmetic.completion(steps, answer)
+        text = arithmetic_problem.completion(steps, answer)
         found.append(
             Trace(
                 f"{problem.id}/{number}", problem.problem, text, think_lines(text), str(answer), problem.gold,
-                answers_match(str(answer), problem.gold or ""), arithmetic.first_error(problem.problem, steps), True,
+                answers_match(str(answer), problem.gold or ""),
+                arithmetic_problem.first_error(problem.problem, steps), True,
                 f"policy:{policy}", problem.id,
             )
         )  # fmt: skip
@@ -103,7 +100,7 @@ def keep_candidates(traces: list[Trace], root: Path, policy: str, split: str) ->
     write_likelihoods(root / "candidates", policy, split, traces, pairs)
 
 
-MODELS = ("sft", "base", "peer")
+MODELS = ("sft", "base", "second_model")
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +161,11 @@ def test_the_agreed_names_are_all_there(finished):
             assert f"posttrain.{policy}.{figure}" in names
         for split in arithmetic.OUT_OF_RANGE:
             assert f"posttrain.{policy}.{split}.pass@1" in names
-    for pair in ("rairl-sft", "rairl-sft_last", "rairl-peer", "grpo-sft", "rairl-grpo"):
+    for pair in ("rairl-sft", "rairl-sft_last", "rairl-second_model", "grpo-sft", "rairl-grpo"):
         for figure in ("pass@1", "process@1", "t0.5.pass@1", "equal_length"):
             assert {f"posttrain.{pair}.{figure}", f"posttrain.{pair}.{figure}.p"} <= names
     for prefix in ("rerank", "rerank.on_rairl", "rerank.on_grpo", "rerank.ood_longer"):
-        for method in ("random", "reward", "reward_vote", "majority", "logprob", "logprob_sum", "peer_logprob",
+        for method in ("random", "reward", "reward_vote", "majority", "logprob", "logprob_sum", "second_model_logprob",
                        "logratio", "logratio_sum", "entropy", "shortest", "longest", "oracle", "n", "calibration.ece",
                        "calibration.brier", "calibration.brier_base"):  # fmt: skip
             assert f"{prefix}.{method}" in names
@@ -177,7 +174,7 @@ def test_the_agreed_names_are_all_there(finished):
     assert {f"rerank.n{n}.{method}" for n in (1, 2, 4) for method in ("reward", "random", "oracle")} <= names
     for how in AGGREGATORS:
         assert {f"rerank.matrix.{how}.{selector}.n{n}" for selector in ("max", "vote") for n in (1, 2, 4)} <= names
-    for method in ("reward", "logprob_drop", "logprob_change", "peer_drop", "logratio_drop", "chance", "first",
+    for method in ("reward", "logprob_drop", "logprob_change", "second_model_drop", "logratio_drop", "chance", "first",
                    "longest"):  # fmt: skip
         assert {f"localise.{method}.exact", f"localise.{method}.within1"} <= names
     assert {"localise.reward.f1", "localise.chance.f1", "localise.reward-chance.exact"} <= names
@@ -293,7 +290,7 @@ def test_the_learned_shaping_is_held_against_the_reward_without_it(finished):
     traces, saved = read_candidates(path), read_scores(finished.root / "scores" / "rerank" / "sft.test.json")
     reward = finished.params.reward.model_copy(update={"form": "airl", "discount": 0.5})
     model = new_reward(finished.root / "models/sft", reward, seed=1)
-    checks = _Checks(finished.params, model, finished.root / "models/sft", traces, saved)
+    checks = ShortcutChecks(finished.params, model, finished.root / "models/sft", traces, saved)
     figures = checks._learned_shaping()
     some = [traces[row] for row in mixed_sample(traces, MASKED)]
     sums: dict[str, list[float]] = {"g": [], "f": []}
@@ -312,17 +309,17 @@ def test_the_learned_shaping_is_held_against_the_reward_without_it(finished):
     [table] = [table for table in tables(figures)["audit"] if table.title == "Potential shaping"]
     assert list(table.rows) == ["learned reward g", "f, with the learned shaping"]
     undiscounted = new_reward(finished.root / "models/sft", reward.model_copy(update={"discount": 1.0}), seed=1)
-    same = _Checks(finished.params, undiscounted, finished.root / "models/sft", traces, saved)._learned_shaping()
+    same = ShortcutChecks(finished.params, undiscounted, finished.root / "models/sft", traces, saved)._learned_shaping()
     assert same["audit.shaping.f.agreement"].value == pytest.approx(1, abs=0.02), "it telescopes away, up to rounding"
     logit = RewardModel.from_pretrained(finished.root / "models" / "reward")
-    assert _Checks(finished.params, logit, finished.root / "models/sft", traces, saved)._learned_shaping() == {}
+    assert ShortcutChecks(finished.params, logit, finished.root / "models/sft", traces, saved)._learned_shaping() == {}
 
 
 def test_the_report_holds_the_policies_updates_against_each_other(finished):
     [policies, *_] = tables(merge_metrics(finished.root / "metrics"))["training"]
     at = policies.columns.index("updates")
     assert {label: row[at] for label, row in policies.rows.items()} == {
-        "base": None, "SFT": "24", "SFT, last epoch": "24", "peer (SFT from another seed)": None,
+        "base": None, "SFT": "24", "SFT, last epoch": "24", "second model (SFT from another seed)": None,
         "GRPO (sees the answers)": "3", "R-AIRL": "3",
     }  # fmt: skip
     assert "pass@1, temperature 0.5" in policies.columns

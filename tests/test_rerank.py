@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rairl.errors import RairlError
-from rairl.evaluate.likelihood import Likelihood
-from rairl.evaluate.rerank import (
+from rairl.core.errors import RairlError
+from rairl.core.stats import pass_at_k
+from rairl.core.traces import Trace
+from rairl.evaluate.best_of_n import (
     accuracy_by_source,
     aggregate,
     auroc_figures,
@@ -24,9 +25,8 @@ from rairl.evaluate.rerank import (
     vote_weights,
     weighted_vote_of_n,
 )
-from rairl.models.policy import LogProbs
-from rairl.stats import pass_at_k
-from rairl.traces import Trace
+from rairl.evaluate.likelihood import Likelihood
+from rairl.models.likelihood import LogProbs
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 rows = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7)
@@ -189,29 +189,32 @@ CANDIDATES = [
 ]
 
 
-def likelihoods(*totals, tokens=1, peer=None):
+def likelihoods(*totals, tokens=1, second_model=None):
     """As likely under SFT as these totals say, and certain under the base: the log-ratio is the total."""
 
     def logprobs(total):
         return LogProbs(np.zeros(0), np.zeros(0), total, tokens, np.zeros(0), -total / 4)
 
-    return [Likelihood(logprobs(total), logprobs(0.0), None if peer is None else logprobs(peer)) for total in totals]
+    return [
+        Likelihood(logprobs(total), logprobs(0.0), None if second_model is None else logprobs(second_model))
+        for total in totals
+    ]
 
 
 def test_baselines_by_hand(tmp_path):
     found = [
-        *likelihoods(6.0, tokens=6, peer=-3.0), *likelihoods(2.0, peer=-1.0), *likelihoods(1.0, peer=-2.0),
-        *likelihoods(4.0, tokens=2, peer=-2.0),
+        *likelihoods(6.0, tokens=6, second_model=-3.0), *likelihoods(2.0, second_model=-1.0),
+        *likelihoods(1.0, second_model=-2.0), *likelihoods(4.0, tokens=2, second_model=-2.0),
     ]  # fmt: skip
     scores = baseline_scores(CANDIDATES, tmp_path / "f", found, {"m": 0.9, "w": 0.2})
     assert scores["logratio"] == [1, 2, 1, 2]
-    assert scores["peer_logprob"] == [-0.5, -1, -2, -1]
+    assert scores["second_model_logprob"] == [-0.5, -1, -2, -1]
     table = expected_accuracy(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, [1, 2])
     means = {name: values[2].mean() for name, values in table.items()}
     assert means == {
         "reward": 1.0, "random": 0.5, "logprob": 1.0, "logprob_sum": 0.5, "shortest": 0.0, "longest": 1.0,
-        "oracle": 1.0, "model_name": 0.5, "majority": 0.5, "logratio": 0.5, "logratio_sum": 1.0, "peer_logprob": 1.0,
-        "entropy": 1.0,
+        "oracle": 1.0, "model_name": 0.5, "majority": 0.5, "logratio": 0.5, "logratio_sum": 1.0,
+        "second_model_logprob": 1.0, "entropy": 1.0,
     }  # fmt: skip
     assert all(values[1].mean() == 0.5 for values in table.values())
     figures = rerank_figures(table, ["a", "b"], 2, "rerank", draws=100, seed=0)
@@ -223,7 +226,7 @@ def test_baselines_by_hand(tmp_path):
     aurocs = auroc_figures(CANDIDATES, {"reward": [1, 0, 0, 1], **scores}, "rerank.auroc", draws=100, seed=0)
     assert {name: figure.value for name, figure in aurocs.items()} == {
         "rerank.auroc.reward": 1, "rerank.auroc.logprob": 1, "rerank.auroc.length": 1, "rerank.auroc.model_name": 0.5,
-        "rerank.auroc.logratio": 0.5, "rerank.auroc.peer_logprob": 1, "rerank.auroc.entropy": 1,
+        "rerank.auroc.logratio": 0.5, "rerank.auroc.second_model_logprob": 1, "rerank.auroc.entropy": 1,
     }  # fmt: skip
     assert figures["rerank.reward-logratio"].value == 0.5
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from browser import Browser, chromium, needs_browser
 
-from rairl.errors import RairlError
-from rairl.evaluate.apply import localise_rows, location_figures, traces_page, with_labels
-from rairl.models.reward import Calibration, Scores
-from rairl.traces import Trace, read_traces, write_traces
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace, read_traces, write_traces
+from rairl.models.calibration import Calibration
+from rairl.models.reads import Scores
+from rairl.use.apply import localise_rows, location_figures, traces_page, with_labels
 
 
 class Fixed:

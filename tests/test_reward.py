@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from rairl.errors import RairlError
-from rairl.learn.adversarial import Batch
-from rairl.learn.discriminator import LearnedReward
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, load_params
+from rairl.core.traces import Trace
+from rairl.core.training_params import BaseParams, RewardParams
+from rairl.learn.learned_reward import LearnedReward
 from rairl.learn.learner import trained
+from rairl.learn.rewards import Batch
 from rairl.learn.rollouts import Completion
 from rairl.models.base import load_source
-from rairl.models.policy import encode, load_policy, recomputes, save_policy, token_at
-from rairl.models.reward import Calibration, RewardModel, new_reward, read_tokens, reward_on, token_surprise
-from rairl.params import BaseParams, Params, RewardParams, load_params
-from rairl.traces import Trace
+from rairl.models.calibration import Calibration
+from rairl.models.policy import load_policy, save_policy
+from rairl.models.reading import encode, recomputes, token_at
+from rairl.models.reads import read_tokens
+from rairl.models.reward import RewardModel, new_reward, reward_on, token_surprise
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,7 +173,7 @@ def test_a_folder_with_adapters_is_read_by_peft(
 def test_linear_head_loads_in_plain_transformers(linear: RewardModel, demos: list[Trace], tmp_path: Path) -> None:
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-    from rairl.models.policy import render_prompt
+    from rairl.models.reading import render_prompt
 
     linear.save_pretrained(tmp_path)
     plain = AutoModelForTokenClassification.from_pretrained(tmp_path)

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from rairl.core.traces import Trace
 from rairl.datasets import arithmetic
 from rairl.learn.rollouts import Completion, character_ends, draw, sample, to_traces, uniforms
 from rairl.models.base import EOS, train_tokenizer
-from rairl.models.policy import load_policy, render_prompt
-from rairl.traces import Trace
+from rairl.models.policy import load_policy
+from rairl.models.reading import render_prompt
 
 TOKENIZER = train_tokenizer([f"{p}\n{t}" for p, t in arithmetic.corpus(200, 0)], 512)
 

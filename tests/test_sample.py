@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, parse_params
+from rairl.core.traces import read_traces, write_traces
 from rairl.datasets import arithmetic
-from rairl.errors import RairlError
 from rairl.evaluate.candidates import candidates_path
-from rairl.params import Params, parse_params
 from rairl.stages.sample import sample
-from rairl.traces import read_traces, write_traces
-from rairl.tracking import NullRun
+from rairl.tracking.run import NullRun
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def arguments(tiny_policy: Path, tmp_path: Path) -> dict[str, Path]:
     """Where the stage reads; one tiny model stands for all."""
-    names = ("base", "sft", "sft_last", "grpo", "policy", "peer")
+    names = ("base", "sft", "sft_last", "grpo", "policy", "second_model")
     return {"data": tmp_path / "data", **dict.fromkeys(names, tiny_policy)}
 
 
@@ -42,18 +42,20 @@ def prepared(miniature: Params, backbone: str, data: Path) -> Params:
     return params
 
 
-@pytest.mark.parametrize("backbone", ["peer", "sft"])
+@pytest.mark.parametrize("backbone", ["second_model", "sft"])
 def test_as_many_candidates_as_ranking_needs_and_no_more(
     backbone: str, miniature: Params, arguments: dict[str, Path], tmp_path: Path
 ) -> None:
     params = prepared(miniature, backbone, arguments["data"])
-    if backbone != "peer":
-        arguments["peer"] = tmp_path / "none"
-        arguments["peer"].mkdir()
+    if backbone != "second_model":
+        arguments["second_model"] = tmp_path / "none"
+        arguments["second_model"].mkdir()
     figures = sample(params, NullRun(), **arguments, candidates=tmp_path / "out")
 
     splits = ("test", "ood_wording", *arithmetic.OUT_OF_RANGE)
-    policies = {"base", "sft", "sft_last", "grpo", "rairl"} | ({"peer"} if backbone == "peer" else set())
+    policies = {"base", "sft", "sft_last", "grpo", "rairl"} | (
+        {"second_model"} if backbone == "second_model" else set()
+    )
     assert set(figures) == {f"sample.{policy}.candidates" for policy in policies}
     for policy in policies:
         for split in splits:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
 
 ROOT = Path(__file__).parents[1]
 TEXT = {".py", ".yaml", ".yml", ".toml", ".md", ".lock", ".json", ".html", ""}

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rairl.errors import RairlError
-from rairl.segment import compose, guess, merge_numbered, pieces, segment
-from rairl.traces import Step, locate_steps
+from rairl.core.errors import RairlError
+from rairl.core.traces import Step, locate_steps
+from rairl.text.segment import compose, guess, merge_numbered, pieces, segment
 
 WORDS = ["Step 2: ", "Mr. ", "<think>", "</think>", "<answer>", "Solution: ", *"ab 3.5!?\n\r\t\"'"]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=40).map("".join)

@@ -11,13 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rairl.courier import stage_run
-from rairl.errors import RairlError
-from rairl.models.reward import Calibration, Scores
-from rairl.params import Params
-from rairl.serve import MAX_SOLUTIONS, REQUIREMENTS, Solution, judge, requirements, to_trace, to_traces
-from rairl.traces import Trace
-from rairl.tracking import tracking_uri
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
+from rairl.models.calibration import Calibration
+from rairl.models.reads import Scores
+from rairl.tracking.courier import stage_run
+from rairl.tracking.pyfunc import REQUIREMENTS, requirements
+from rairl.tracking.store import tracking_uri
+from rairl.use.scoring import MAX_SOLUTIONS, Solution, judge, to_trace, to_traces
 
 TEXT = "<think>\n2 + 2 = 4\n4 * 3 = 12\n</think>\n<answer>\n12\n</answer>"
 

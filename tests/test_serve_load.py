@@ -15,9 +15,9 @@ from types import ModuleType
 import psutil
 import pytest
 
+from rairl.core.params import Params
+from rairl.core.traces import Trace, write_traces
 from rairl.models.reward import new_reward
-from rairl.params import Params
-from rairl.traces import Trace, write_traces
 
 
 @pytest.fixture(scope="module")

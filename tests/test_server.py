@@ -17,10 +17,10 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rairl.core.params import load_params
 from rairl.models.reward import RewardModel, new_reward
-from rairl.params import load_params
-from rairl.serve import MAX_SOLUTIONS
-from rairl.server import MAX_BYTES, MAX_WAITING, application
+from rairl.use.scoring import MAX_SOLUTIONS
+from rairl.use.server import MAX_BYTES, MAX_WAITING, application
 
 SOLUTION = {"problem": "How many are 2 and 2?", "steps": ["2 + 2 = 4", "so 4"], "answer": "4"}
 JSON = "application/json"

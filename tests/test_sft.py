@@ -14,13 +14,24 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
 from rairl.learn.checkpoints import checkpoint_folder, latest
+from rairl.learn.language_model import (
+    Fit,
+    _backward,
+    adamw,
+    cosine,
+    examples,
+    fit,
+    lm_loss,
+    mean_loss,
+    muon,
+    shuffled_batches,
+)
 from rairl.learn.learner import Learner
-from rairl.learn.sft import Fit, _backward, adamw, cosine, examples, fit, lm_loss, mean_loss, muon, shuffled_batches
 from rairl.models.policy import load_policy
-from rairl.params import Params
-from rairl.traces import Trace
 
 
 def test_loss_covers_the_completion_and_the_end_token_only(tiny_policy: Path, demos: list[Trace]) -> None:
@@ -148,7 +159,7 @@ def test_a_resumed_fit_ends_with_the_same_weights(tiny_policy: Path, demos: list
 def test_a_bar_that_is_switched_off_changes_nothing(
     tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rairl.learn.sft.tqdm", partial(tqdm, disable=True))
+    monkeypatch.setattr("rairl.learn.language_model.tqdm", partial(tqdm, disable=True))
     model, _ = load_policy(tiny_policy)
     steps: list[int] = []
     batch = [([5, 6, 7, 8], 0)]

@@ -12,11 +12,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from rairl.learn.adversarial import policy_loss
+from rairl.core.training_params import PolicyParams
+from rairl.learn.policy_step import policy_loss
 from rairl.models.adapters import add_lora, twin
-from rairl.models.policy import SharedPrompts
-from rairl.params import PolicyParams
-from rairl.sizing import FITTING, GB, LLAMA_8B, PUBLISHED, Architecture, Gpu, Plan, hours, memory, seconds, table
+from rairl.models.reading import SharedPrompts
+from rairl.preflight.sizing import (
+    FITTING,
+    GB,
+    LLAMA_8B,
+    PUBLISHED,
+    Architecture,
+    Gpu,
+    Plan,
+    hours,
+    memory,
+    seconds,
+    table,
+)
 
 SMALL = [
     Architecture(hidden=64, intermediate=160, layers=2, heads=4, kv_heads=4, vocabulary=128),

@@ -10,8 +10,8 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import kendalltau, mannwhitneyu, pearsonr
 from sklearn.metrics import roc_auc_score
 
-from rairl.errors import RairlError
-from rairl.stats import (
+from rairl.core.errors import RairlError
+from rairl.core.stats import (
     NOTHING,
     Estimate,
     bootstrap_mean,

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import yaml
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params, parse_params
+from rairl.core.stats import NOTHING, Estimate
 from rairl.evaluate.questions import one_each, read_questions, sums, write_questions
-from rairl.evaluate.study import Cell, Results, Table, _json, closed, corrected, markdown, spliced, tables
-from rairl.params import Params, parse_params
-from rairl.stats import NOTHING, Estimate
-from rairl.study import Task, carry_out, changed, load_studies, plan, read_study, run_studies
+from rairl.study.execute import carry_out, run_studies
+from rairl.study.plan import Task, changed, load_studies, plan, read_study
+from rairl.study.tables import Cell, Results, Table, closed, corrected, tables
+from rairl.study.write import _json, markdown, spliced
 
 ROOT = Path(__file__).parents[1]
 MINIATURE = ROOT / "tests" / "miniature.yaml"
@@ -94,8 +96,8 @@ def test_changes_leave_the_original_alone() -> None:
 
 # --- sharing ---------------------------------------------------------------------------------------------------------
 
-SHARED = {"prepare", "base", "sft", "peer", "grpo"} | {
-    f"sample.{policy}" for policy in ("base", "sft", "sft_last", "peer", "grpo")
+SHARED = {"prepare", "base", "sft", "second_model", "grpo"} | {
+    f"sample.{policy}" for policy in ("base", "sft", "sft_last", "second_model", "grpo")
 }
 OWN = {"rairl", "sample.rairl", "sample", "posttrain", "rerank", "localise", "audit"}
 
@@ -118,12 +120,12 @@ def test_variants_share_what_their_parameters_do_not_tell_apart(miniature: Param
     assert differing(miniature, guard__action="off") == OWN
     assert differing(miniature, reward__switch_labels=True, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
     without = tasks_of(parse_params(changed(miniature.model_dump(), {"reward.backbone": "sft"})))
-    assert set(without) == (SHARED | OWN) - {"sample.peer"}
-    # What is ranked is read by the peer, too.
+    assert set(without) == (SHARED | OWN) - {"sample.second_model"}
+    # What is ranked is read by the second_model, too.
     kept = {
         name for name, task in tasks_of(miniature).items() if name in without and without[name].folder == task.folder
     }
-    assert kept == SHARED - {"peer", "sample.peer", "sample.sft", "sample.grpo"}
+    assert kept == SHARED - {"second_model", "sample.second_model", "sample.sft", "sample.grpo"}
     assert differing(miniature, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
     assert differing(miniature, sft__epochs=3) == (SHARED | OWN) - {"prepare", "base", "sample.base"}
     assert differing(miniature, rerank__n=2) == {"rerank", "localise", "audit"}
@@ -134,13 +136,13 @@ def test_variants_share_what_their_parameters_do_not_tell_apart(miniature: Param
 
 
 def test_code_and_input_files_are_part_of_a_tasks_name(miniature: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    import rairl.study
+    import rairl.study.plan
 
-    before, digest = tasks_of(miniature), rairl.study._code
-    monkeypatch.setattr("rairl.study._code", lambda stage: "edited" if stage == "rerank" else digest(stage))
+    before, digest = tasks_of(miniature), rairl.study.plan._code
+    monkeypatch.setattr("rairl.study.plan._code", lambda stage: "edited" if stage == "rerank" else digest(stage))
     after = tasks_of(miniature)
     assert {name for name in before if before[name].folder != after[name].folder} == {"rerank", "localise", "audit"}
-    monkeypatch.setattr("rairl.study.input_files_digest", lambda params: "other files")
+    monkeypatch.setattr("rairl.study.plan.input_files_digest", lambda params: "other files")
     assert tasks_of(miniature)["prepare"].folder != before["prepare"].folder
 
 
@@ -223,7 +225,7 @@ def test_failed_runs_are_named_and_left_out(tmp_path: Path, monkeypatch: pytest.
                 write_questions(task.folder / "plots" / task.name, {"audit.test.auroc": {"q": [1, 2]}})
         return dict.fromkeys(broken, "rairl: no luck (see log.txt)")
 
-    monkeypatch.setattr("rairl.study.carry_out", fake)
+    monkeypatch.setattr("rairl.study.execute.carry_out", fake)
     with pytest.raises(RairlError, match=r"1 of 4 runs failed.*\nmini, variant b, seed 2: rairl: no luck \(see log"):
         run_studies([study], tmp_path / "out", jobs=1, docs=tmp_path / "docs.md")
     text = (tmp_path / "docs.md").read_text()
@@ -420,7 +422,7 @@ def test_a_study_runs_resumes_and_shares(tmp_path: Path) -> None:
     (tmp_path / "docs.md").write_text("# Ours\n\nProse.\n")
 
     def run() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "rairl.cli", *words]
+        command = [sys.executable, "-m", "rairl.cli.main", *words]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     done = run()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
 from rairl.models.base import address
-from rairl.models.policy import encode, load_policy, render_prompt
-from rairl.traces import Trace
+from rairl.models.policy import load_policy
+from rairl.models.reading import encode, render_prompt
 
 CHATML = (
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"

@@ -14,12 +14,13 @@ import pytest
 import yaml
 from kfp import dsl
 
-from rairl import task
-from rairl.errors import RairlError
-from rairl.params import Params
-from rairl.stats import Estimate, exact
-from rairl.task import ACCELERATE, configure, read_params, run_task, variants, whole_numbers
-from rairl.tracking import NullRun, Verdict
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, exact
+from rairl.kubeflow import task
+from rairl.kubeflow.task import ACCELERATE, configure, read_params, run_task, variants, whole_numbers
+from rairl.tracking.champion import Verdict
+from rairl.tracking.run import NullRun
 
 
 @pytest.fixture
@@ -95,8 +96,8 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
     def stage_run(*_: Any, **__: Any) -> Any:
         yield NullRun()
 
-    monkeypatch.setattr("rairl.courier.stage_run", stage_run)
-    monkeypatch.setattr("rairl.courier.links_of", lambda *_: {"mlflow.run_id": "abc"})
+    monkeypatch.setattr("rairl.tracking.courier.stage_run", stage_run)
+    monkeypatch.setattr("rairl.tracking.courier.links_of", lambda *_: {"mlflow.run_id": "abc"})
 
     def use(function: Any) -> None:
         module = ModuleType("rairl.stages.prepare")
@@ -145,7 +146,7 @@ def test_a_training_stage_goes_where_its_environment_says(
 
     monkeypatch.setattr(task, "run_stage", record("here"))
     monkeypatch.setattr(task, "launch", record("processes"))
-    monkeypatch.setattr("rairl.trainjob.train_in_job", record("machines"))
+    monkeypatch.setattr("rairl.kubeflow.trainjob.train_in_job", record("machines"))
 
     def run(name: str, **environment: str) -> None:
         with monkeypatch.context() as patch:
@@ -201,7 +202,7 @@ def test_register_lets_all_variants_compete(
     tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rairl.evaluate.calibrate import CRITERION
-    from rairl.tracking import data_tag
+    from rairl.tracking.provenance import data_tag
 
     calls: list[Any] = []
 
@@ -209,7 +210,7 @@ def test_register_lets_all_variants_compete(
         calls.append(([it.seed for it in params], options, os.environ.get("MLFLOW_TRACKING_URI")))
         return Verdict(True, "3", 0.5, "version 3 is champion")
 
-    monkeypatch.setattr("rairl.tracking.promote", promote)
+    monkeypatch.setattr("rairl.tracking.champion.promote", promote)
     (tmp_path / "card.json").write_text("{}")
     rows = variants(configure(values, experiment="", tracking_uri="http://mlflow"), seeds=[0, 1], granularities=[])
     assert task.register(rows, tmp_path).text == "version 3 is champion"
@@ -224,7 +225,9 @@ def test_finish_settles_the_pipelines_run(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, state: str, status: str
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr("rairl.tracking.close_pipeline", lambda params, **it: calls.append((params.tracking, it)))
+    monkeypatch.setattr(
+        "rairl.tracking.pipeline_runs.close_pipeline", lambda params, **it: calls.append((params.tracking, it))
+    )
     task.finish(values, experiment="mine", tracking_uri="", state=state, error=None)
     [(tracking, options)] = calls
     assert tracking.experiment == "mine"
@@ -234,7 +237,7 @@ def test_finish_settles_the_pipelines_run(
 def test_the_command_line_of_a_stage_is_one_that_it_takes(tmp_path: Path, values: dict[str, Any]) -> None:
     from typer.testing import CliRunner
 
-    from rairl.cli import app
+    from rairl.cli.main import app
 
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(read_params(values)[0].model_dump()))
     words = task.stage_command("sft", tmp_path / "params.yaml", {"data": tmp_path / "a", "last": tmp_path / "b"})

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rairl.errors import RairlError
-from rairl.traces import (
+from rairl.core.errors import RairlError
+from rairl.core.traces import (
     EXPERT,
     GENERATED,
     Step,

@@ -21,29 +21,17 @@ from types import SimpleNamespace
 import pytest
 from conftest import until
 
-from rairl import dashboard
-from rairl.courier import stage_run
-from rairl.errors import RairlError
-from rairl.params import Params
-from rairl.serve import EXAMPLE
-from rairl.stats import Estimate
-from rairl.tracking import (
-    NullRun,
-    Run,
-    Verdict,
-    close_pipeline,
-    data_tag,
-    file_digest,
-    flatten,
-    git_commit,
-    metric_name,
-    open_store,
-    promote,
-    registered_reward,
-    run_links,
-    tracking_uri,
-    views,
-)
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.stats import Estimate
+from rairl.tracking import dashboard
+from rairl.tracking.champion import Verdict, promote
+from rairl.tracking.courier import stage_run
+from rairl.tracking.pipeline_runs import close_pipeline, run_links, views
+from rairl.tracking.provenance import data_tag, file_digest, flatten, git_commit, metric_name
+from rairl.tracking.pyfunc import EXAMPLE
+from rairl.tracking.run import NullRun, Run
+from rairl.tracking.store import open_store, registered_reward, tracking_uri
 
 NAMES = [name for name, _ in inspect.getmembers(Run, inspect.isfunction) if not name.startswith("_")]
 
@@ -123,7 +111,7 @@ def test_stages_of_one_pipeline_share_a_parent(
     assert sft.info.status == parent.info.status == "FINISHED"
     for one in (parent, sft):
         assert one.data.params == flatten(miniature)
-        assert one.data.tags["rairl.params"] == miniature.digest()
+        assert one.data.tags["rairl.core.params"] == miniature.digest()
         assert one.data.tags["rairl.commit"] == git_commit(project)
         assert one.data.tags["rairl.data"] == hashlib.sha256(card.read_bytes()).hexdigest()[:12]
     series = client.get_metric_history(run.run_id, "train/loss")
@@ -283,7 +271,7 @@ def test_a_checkpoint_becomes_a_logged_model_and_a_version(
     expected = {
         "rairl.data": file_digest(card)[:12],
         "rairl.commit": git_commit(project),
-        "rairl.params": miniature.digest(),
+        "rairl.core.params": miniature.digest(),
         "rairl.parent": run.parent_id,
         "stage": "rairl",
         "policy": f"built-in model, {miniature.base.layers} layers",
@@ -316,7 +304,7 @@ def test_a_checkpoint_becomes_a_logged_model_and_a_version(
     place = Path(client.get_model_version_download_uri("rairl-reward", "1").removeprefix("file://"))
     assert place.is_relative_to(project / "mlartifacts")
     assert (place / "artifacts" / reward.name / "reward.json").read_text() == "{}"
-    assert (place / "code" / "rairl" / "serve.py").is_file()
+    assert (place / "code" / "rairl" / "use" / "mlflow_model.py").is_file()
     assert "torch==" in (place / "requirements.txt").read_text()
     assert "+" not in (place / "requirements.txt").read_text()
     assert json.loads((place / "input_example.json").read_text()) == [EXAMPLE]
@@ -364,7 +352,7 @@ def test_the_page_has_views_with_columns_and_charts_that_runs_fill(
 def test_the_best_by_a_dev_criterion_is_champion(
     client, track, miniature: Params, card: Path, reward: Path, caplog
 ) -> None:
-    caplog.set_level(logging.INFO, "rairl.tracking")
+    caplog.set_level(logging.INFO, "rairl.tracking.run")
 
     def pipeline(seed: int, scores: list[float], **options: object) -> str:
         with track(params=other(miniature, seed=seed), card=card) as run:
@@ -564,7 +552,7 @@ def test_a_reward_travels_over_http(
     from mlflow.models import get_model_info
 
     from rairl.models.reward import new_reward
-    from rairl.registry import read_versions
+    from rairl.tracking.registry import read_versions
     from rairl.use.load import load_reward
 
     server.start()
@@ -673,7 +661,7 @@ def test_the_command_line_promotes(
     import yaml
     from typer.testing import CliRunner
 
-    from rairl.cli import app
+    from rairl.cli.main import app
 
     (project / "data").mkdir()
     (project / "data" / "card.json").write_text("{}")

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.traces import Trace
+from rairl.models.calibration import Calibration
 from rairl.models.policy import load_policy
-from rairl.models.reward import Calibration, RewardModel, Scores, new_reward
-from rairl.params import Params
-from rairl.serve import _until_end, guided_decode, reward_function
-from rairl.traces import Trace
-from rairl.trainers import token_advantages, token_level, token_rewards
+from rairl.models.reads import Scores
+from rairl.models.reward import RewardModel, new_reward
+from rairl.use.guided import _until_end, guided_decode
+from rairl.use.trl import reward_function, token_advantages, token_level, token_rewards
 
 
 @pytest.fixture

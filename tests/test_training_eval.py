@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from scipy.stats import entropy as scipy_entropy
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace, locate_steps, write_traces
 from rairl.evaluate.candidates import (
     candidates_path,
     first_questions,
@@ -17,7 +18,7 @@ from rairl.evaluate.candidates import (
     splits_of,
     temperature_label,
 )
-from rairl.evaluate.training import (
+from rairl.evaluate.pass_at_k import (
     at_equal_length,
     compare,
     compare_at_equal_length,
@@ -30,7 +31,6 @@ from rairl.evaluate.training import (
     sample_figures,
     samples_per_question,
 )
-from rairl.traces import Trace, locate_steps, write_traces
 
 
 def solved(question: str, number: int, *, right: bool, error: int | None = None, labelled: bool = True) -> Trace:

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from test_manifests import SETTINGS, validate
 
-from rairl.errors import RairlError
-from rairl.params import Params
-from rairl.trainjob import job_name, train_in_job
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.kubeflow.trainjob import job_name, train_in_job
 
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
 

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rairl.answers import extract_answer
+from rairl.core.traces import Trace, locate_steps, relabel
 from rairl.datasets import arithmetic
-from rairl.evaluate.rerank import aggregate
+from rairl.evaluate.best_of_n import aggregate
 from rairl.evaluate.shaping import learned_sums, potential, shaped
 from rairl.evaluate.variants import VARIANTS, overlap
-from rairl.perturb import equations
-from rairl.traces import Trace, locate_steps, relabel
+from rairl.text.answers import extract_answer
+from rairl.text.equations import equations
 
 
 def solved(number: int) -> Trace:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rairl import views
-from rairl.stats import Estimate, to_json
+from rairl.core.stats import Estimate, to_json
+from rairl.kubeflow import pages as views
 
 
 def test_the_curve_of_four_scores_worked_by_hand() -> None:

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rairl.core.params import Params
+from rairl.core.traces import Trace, relabel
 from rairl.evaluate.windows import RULES, changed_tokens, hits, largest_drop, point, window_figures
-from rairl.models.policy import completion_surprise, encode, load_policy
+from rairl.models.likelihood import completion_surprise
+from rairl.models.policy import load_policy
+from rairl.models.reading import encode
 from rairl.models.reward import new_reward
-from rairl.params import Params
-from rairl.traces import Trace, relabel
 
 
 def test_hits_by_hand() -> None:

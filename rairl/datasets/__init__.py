@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from rairl.params import (
+from rairl.core.dataset_params import (
     ArithmeticDataset,
     FileDataset,
     Gsm8kDataset,
     LoggedDataset,
     MedReasonDataset,
     MmluProDataset,
-    Params,
     Reviewed,
 )
-from rairl.traces import Trace
+from rairl.core.params import Params
+from rairl.core.traces import Trace
 
 
 class Splits(NamedTuple):

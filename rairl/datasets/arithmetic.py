@@ -20,41 +20,29 @@ another, and a model of another corpus is wrong elsewhere. Experts have neither.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rairl.params import ArithmeticDataset
-from rairl.segment import compose
-from rairl.traces import Trace
-
-NAMES = (
-    "Ana Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kim Leo".split()
-)  # one word each, so that the parser can be a plain pattern
-THINGS = "apples books coins eggs flowers marbles pencils shells".split()
-DEMONSTRATED = ("more", "fewer", "times", "half")
-UNSEEN = ("twice", "third")
-"""Statement kinds that no demonstration has (they do occur in the pre-training corpus)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """``subject`` has what ``ref`` has, changed by ``kind`` and, for some kinds, by ``number``."""
-
-    kind: str
-    subject: str
-    ref: str
-    number: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What the first person has, and how the others' possessions follow; the question asks for the last one's."""
-
-    thing: str
-    first: str
-    start: int
-    statements: tuple[Statement, ...]
+from rairl.core.dataset_params import ArithmeticDataset
+from rairl.core.traces import Trace
+from rairl.datasets.arithmetic_problem import (
+    DEMONSTRATED,
+    NAMES,
+    REWORDED,
+    SENTENCES,
+    THINGS,
+    UNSEEN,
+    Problem,
+    Statement,
+    apply,
+    completion,
+    derive,
+    expert_steps,
+    parse,
+    render,
+    step_text,
+)
+from rairl.text.segment import compose
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,161 +74,6 @@ IN_RANGE = in_range()
 OUT_OF_RANGE = out_of_range()
 
 
-# --- text ------------------------------------------------------------------------------------------------------------
-
-_SENTENCES: dict[str, str] = {
-    "more": "{subject} has {number} more {thing} than {ref}.",
-    "fewer": "{subject} has {number} fewer {thing} than {ref}.",
-    "times": "{subject} has {number} times as many {thing} as {ref}.",
-    "half": "{subject} has half as many {thing} as {ref}.",
-    "twice": "{subject} has twice as many {thing} as {ref}.",
-    "third": "{subject} has a third as many {thing} as {ref}.",
-}
-REWORDED: dict[str, str] = {
-    "more": "{subject} has as many {thing} as {ref} and {number} more.",
-    "fewer": "{subject} has as many {thing} as {ref} but {number} fewer.",
-    "times": "{subject} has {number} times the {thing} that {ref} has.",
-    "half": "{subject} has half the {thing} that {ref} has.",
-}
-"""The demonstrated kinds in words that neither the demonstrations nor the pre-training corpus use."""
-_EXPRESSIONS: dict[str, str] = {
-    "more": "{x} + {number}",
-    "fewer": "{x} - {number}",
-    "times": "{number} * {x}",
-    "half": "{x} / 2",
-    "twice": "2 * {x}",
-    "third": "{x} / 3",
-}
-_COMMUTED: dict[str, str] = {"more": "{number} + {x}", "times": "{x} * {number}", "twice": "{x} * 2"}
-"""The other order of what commutes; as right as the first."""
-
-
-def _pattern(sentence: str) -> re.Pattern[str]:
-    fields = {
-        "subject": r"(?P<subject>\w+)",
-        "number": r"(?P<number>\d+)",
-        "thing": r"\w+",
-        "ref": r"(?P<ref>\w+)",
-    }
-    return re.compile(re.sub(r"\\{(\w+)\\}", lambda match: fields[match[1]], re.escape(sentence)))
-
-
-_PATTERNS = [(kind, _pattern(said)) for wording in (_SENTENCES, REWORDED) for kind, said in wording.items()]
-_FIRST = re.compile(r"Today (\w+) has (\d+) (\w+)\.")
-_STEP = re.compile(r"So (?P<subject>\w+) has (?P<expression>[\d+\-*/() ]+) = (?P<result>\d+) (?P<thing>\w+)\.")
-
-
-def render(problem: Problem, wording: Mapping[str, str] = _SENTENCES) -> str:
-    """The problem in English; ``wording`` has the sentence of each kind of statement."""
-    parts = [f"Today {problem.first} has {problem.start} {problem.thing}."]
-    for said in problem.statements:
-        parts.append(
-            wording[said.kind].format(subject=said.subject, number=said.number, thing=problem.thing, ref=said.ref)
-        )
-    parts.append(f"How many {problem.thing} does {problem.statements[-1].subject} have?")
-    return " ".join(parts)
-
-
-def parse(text: str) -> Problem:
-    """Inverse of :func:`render`.
-
-    Raises:
-        ValueError: when a sentence is not one that :func:`render` writes.
-    """
-    first, *rest = re.findall(r"[^.?]+[.?]", text)
-    head = _FIRST.fullmatch(first.strip())
-    if head is None:
-        raise ValueError(f"not a problem of this benchmark: {text!r}")
-    statements = []
-    for sentence in rest[:-1]:
-        for kind, pattern in _PATTERNS:
-            match = pattern.fullmatch(sentence.strip())
-            if match:
-                found = match.groupdict()
-                statements.append(Statement(kind, found["subject"], found["ref"], int(found.get("number", 0))))
-                break
-        else:
-            raise ValueError(f"not a statement of this benchmark: {sentence.strip()!r}")
-    return Problem(thing=head[3], first=head[1], start=int(head[2]), statements=tuple(statements))
-
-
-def _apply(kind: str, x: int, number: int) -> int:
-    match kind:
-        case "more":
-            return x + number
-        case "fewer":
-            return x - number
-        case "times":
-            return number * x
-        case "half":
-            return x // 2
-        case "twice":
-            return 2 * x
-        case "third":
-            return x // 3
-    raise ValueError(f"unknown statement kind {kind!r}")
-
-
-def derive(problem: Problem) -> dict[str, int]:
-    """What each person has."""
-    values = {problem.first: problem.start}
-    for said in problem.statements:
-        values[said.subject] = _apply(said.kind, values[said.ref], said.number)
-    return values
-
-
-def _step_text(problem: Problem, said: Statement, x: int, result: int) -> str:
-    expression = _EXPRESSIONS[said.kind].format(x=x, number=said.number)
-    return f"So {said.subject} has {expression} = {result} {problem.thing}."
-
-
-def expert_steps(problem: Problem) -> list[str]:
-    """The expert's solution, one step per statement, in the problem's order."""
-    values = derive(problem)
-    return [_step_text(problem, said, values[said.ref], values[said.subject]) for said in problem.statements]
-
-
-def completion(steps: Sequence[str], answer: int | str) -> str:
-    """Steps and answer in the form every trace has."""
-    return compose(steps, str(answer))[0]
-
-
-def is_problem(text: str) -> bool:
-    """Whether ``text`` is a problem of this benchmark, so that the oracle can judge its solutions."""
-    try:
-        return bool(parse(text).statements)
-    except ValueError:
-        return False
-
-
-# --- oracle ----------------------------------------------------------------------------------------------------------
-
-
-def first_error(problem: str, steps: Sequence[str]) -> int | None:
-    """Index of the first wrong step (0-based), or None when every step is right.
-
-    Step i is right when it derives the i-th statement: right person, thing, operands (the true value, in either order
-    where the operation commutes), operation and result. A step beyond the last statement is wrong. A solution that
-    stops early has no wrong step; its answer is then missing or wrong.
-    """
-    parsed = parse(problem)
-    values = derive(parsed)
-    for index, step in enumerate(steps):
-        if index >= len(parsed.statements) or not _right(parsed, parsed.statements[index], values, step):
-            return index
-    return None
-
-
-def _right(problem: Problem, said: Statement, values: dict[str, int], step: str) -> bool:
-    match = _STEP.fullmatch(step.strip())
-    if match is None or match["subject"] != said.subject or match["thing"] != problem.thing:
-        return False
-    if match["result"] != str(values[said.subject]):
-        return False
-    forms = [_EXPRESSIONS[said.kind], _COMMUTED.get(said.kind, _EXPRESSIONS[said.kind])]
-    return match["expression"] in {form.format(x=values[said.ref], number=said.number) for form in forms}
-
-
 # --- problems --------------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +89,7 @@ def generate(rng: random.Random, allowed: Range) -> Problem:
         for subject in people[1:]:
             said = _draw(rng, allowed, subject, ref=list(values)[-1])
             x = values[said.ref]
-            result = _apply(said.kind, x, said.number)
+            result = apply(said.kind, x, said.number)
             if not low <= result <= high or x % {"half": 2, "third": 3}.get(said.kind, 1):
                 break
             values[subject] = result
@@ -272,7 +105,7 @@ def _draw(rng: random.Random, allowed: Range, subject: str, ref: str) -> Stateme
 
 
 def trace(
-    problem: Problem, key: str, *, solved: bool, source: str = "expert", wording: Mapping[str, str] = _SENTENCES
+    problem: Problem, key: str, *, solved: bool, source: str = "expert", wording: Mapping[str, str] = SENTENCES
 ) -> Trace:
     """The problem as a trace: with the expert's solution, or as a prompt that only knows its answer."""
     text = render(problem, wording)
@@ -313,7 +146,7 @@ def _split(
     seen: set[str],
     *,
     solved: bool,
-    wording: Mapping[str, str] = _SENTENCES,
+    wording: Mapping[str, str] = SENTENCES,
 ) -> list[Trace]:
     """``count`` problems that are not in ``seen`` (in the usual wording), which they join."""
     rng = random.Random(f"arithmetic/{seed}/{name}")
@@ -398,8 +231,8 @@ def habitual_steps(problem: Problem, habits: frozenset[str]) -> tuple[list[str],
         if said.number and before and "carried_number" in habits:
             read = replace(read, number=before)
         x = values[said.ref]
-        result = max(_apply(read.kind, x, read.number), 0)  # people have no fewer than nothing
-        steps.append(_step_text(problem, read, x, result))
+        result = max(apply(read.kind, x, read.number), 0)  # people have no fewer than nothing
+        steps.append(step_text(problem, read, x, result))
         values[said.subject] = result
         before = said.number or before
     return steps, values[problem.statements[-1].subject]

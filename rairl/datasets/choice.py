@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rairl.answers import options_of, read_answer
-from rairl.errors import RairlError
-from rairl.segment import compose, guess, segment
-from rairl.traces import Trace
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
+from rairl.text.answers import options_of, read_answer
+from rairl.text.segment import compose, guess, segment
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OPENING = re.compile(r"\s*(?:A:\s*)?(?:Let's think step by step\.?\s*)?")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rairl.answers import answers_match, normalise_answer, options_of, read_answer
+from rairl.core.dataset_params import FileDataset
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace, read_traces, relabel
 from rairl.datasets import Splits
-from rairl.errors import RairlError
-from rairl.params import FileDataset
-from rairl.segment import compose, guess, segment
-from rairl.traces import Trace, read_traces, relabel
+from rairl.text.answers import answers_match, normalise_answer, options_of, read_answer
+from rairl.text.segment import compose, guess, segment
 
 
 def build(params: FileDataset) -> Splits:

@@ -11,12 +11,12 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from rairl.answers import NUMBER, format_number, normalise_answer
+from rairl.core.dataset_params import Gsm8kDataset
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
 from rairl.datasets import Splits, files, selection, source
-from rairl.errors import RairlError
-from rairl.params import Gsm8kDataset
-from rairl.segment import compose
-from rairl.traces import Trace
+from rairl.text.answers import NUMBER, format_number, normalise_answer
+from rairl.text.segment import compose
 
 _MARK = re.compile(r"<<.*?(?:>>|$)")
 _UNICODE = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "−": "-", "×": "x", "÷": "/", "\xa0": " "})

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rairl.answers import answers_match, extract_answer
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace, require_unique_ids
 from rairl.datasets.source import read_rows, text_field
-from rairl.errors import RairlError
-from rairl.segment import NUMBERED, compose, merge_numbered
-from rairl.traces import Trace, require_unique_ids
+from rairl.text.answers import answers_match, extract_answer
+from rairl.text.segment import NUMBERED, compose, merge_numbered
 
 
 class Labelled(NamedTuple):
@@ -139,7 +139,7 @@ def processbench(row: dict[str, Any], number: int) -> Trace:
 def mr_ben(row: dict[str, Any], number: int) -> Trace:
     """A row of MR-Ben (Zeng et al. 2024): the label is the 1-based number *written* in the step, ``N/A`` for none.
 
-    Its items are lines; they are merged into numbered steps (:func:`rairl.segment.merge_numbered`). A final
+    Its items are lines; they are merged into numbered steps (:func:`rairl.text.segment.merge_numbered`). A final
     ``Solution:`` item is the answer, not a step. Rows of one question share a group whatever their white space.
 
     Raises:

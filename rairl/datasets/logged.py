@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rairl.answers import answers_match, normalise_answer
+from rairl.core.dataset_params import LoggedDataset
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace, relabel
 from rairl.datasets import Splits, gsm8k, labelled, question_key, source
-from rairl.errors import RairlError
-from rairl.params import LoggedDataset
-from rairl.segment import compose
-from rairl.traces import Trace, relabel
+from rairl.text.answers import answers_match, normalise_answer
+from rairl.text.segment import compose
 
 
 def build(params: LoggedDataset, seed: int) -> Splits:

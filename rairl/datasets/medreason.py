@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from rairl.answers import option_letter, options_of
+from rairl.core.dataset_params import MedReasonDataset
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
 from rairl.datasets import Splits, choice, question_key, selection, source
-from rairl.errors import RairlError
-from rairl.params import MedReasonDataset
-from rairl.traces import Trace
+from rairl.text.answers import option_letter, options_of
 
 EXPLANATION = ". Explanation:"
 """What follows it in ``answer`` says why, not what."""

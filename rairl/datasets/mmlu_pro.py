@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 
+from rairl.core.dataset_params import MmluProDataset
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
 from rairl.datasets import Splits, choice, question_key, selection, source
-from rairl.errors import RairlError
-from rairl.params import MmluProDataset
-from rairl.traces import Trace
 
 
 def build(params: MmluProDataset) -> Splits:

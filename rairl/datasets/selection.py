@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from rairl.core.dataset_params import RealText
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
 from rairl.datasets import Splits, question_key
-from rairl.errors import RairlError
-from rairl.params import RealText
-from rairl.traces import Trace
 
 
 def assemble(

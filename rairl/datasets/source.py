@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rairl.errors import RairlError
-from rairl.jsonl import no_rows, parse_object, read_lines
+from rairl.core.errors import RairlError
+from rairl.core.jsonl import no_rows, parse_object, read_lines
 
 Row = dict[str, Any]
 T = TypeVar("T")

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rairl.evaluate.localise import LOCATORS, choose_threshold, first_error
+from rairl.core.stats import within_pairs
+from rairl.core.traces import Trace
+from rairl.evaluate.best_of_n import AGGREGATORS, aggregate, expected_accuracy, vote_weights
+from rairl.evaluate.first_error import LOCATORS, choose_threshold, first_error
 from rairl.evaluate.probability import fit_map
-from rairl.evaluate.rerank import AGGREGATORS, aggregate, expected_accuracy, vote_weights
-from rairl.models.reward import Calibration, RewardModel
-from rairl.perturb import equations, perturb
-from rairl.stats import within_pairs
-from rairl.traces import Trace
+from rairl.models.calibration import Calibration
+from rairl.models.reward import RewardModel
+from rairl.text.corrupt import perturb
+from rairl.text.equations import equations
 
 CRITERION = "dev/score"
 """What chooses among reward checkpoints: see :func:`dev_scores`."""

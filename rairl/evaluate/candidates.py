@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rairl.errors import RairlError
-from rairl.traces import Trace, read_traces
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace, read_traces
 
-POLICIES = ("base", "sft", "sft_last", "peer", "grpo", "rairl")
-"""Policies compared by the evaluation, weakest start first; the peer only where there is one."""
+POLICIES = ("base", "sft", "sft_last", "second_model", "grpo", "rairl")
+"""Policies compared by the evaluation, weakest start first; the second model only where there is one."""
 
 
 def candidates_path(folder: Path, policy: str, split: str, how: str = "") -> Path:

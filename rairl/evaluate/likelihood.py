@@ -1,10 +1,10 @@
-"""How likely the SFT model, the base model and the peer find a trace, and the reward in that which needs no adversary.
+"""How likely three models find a trace (SFT, base and second model), and the reward in that which needs no adversary.
 
 ``log pi_SFT - log pi_base`` is what supervised fine-tuning alone says in favour of a trace, a step or a token: the
 reward whose optimum under a KL penalty towards the base is the SFT policy (Rafailov et al. 2023, arXiv 2305.18290,
 equation 5; read as a process reward by Yuan et al. 2024, arXiv 2412.01981). A second model that learned from the same
-demonstrations knows more: the policy is sure of its own mistakes, the peer is not. Whatever the learned reward adds, it
-has to add to these.
+demonstrations knows more: the policy is sure of its own mistakes, the second model is not. Whatever the learned
+reward adds, it has to add to these.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rairl.errors import RairlError
-from rairl.traces import Trace
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
 
 if TYPE_CHECKING:
-    from rairl.models.policy import LogProbs
+    from rairl.models.likelihood import LogProbs
 
 
 class Likelihood(NamedTuple):
-    """What the SFT and the base model, and the peer where there is one, say of one trace, in nats."""
+    """What the SFT and the base model, and the second model where there is one, say of one trace, in nats."""
 
     sft: LogProbs
     base: LogProbs
-    peer: LogProbs | None = None
+    second_model: LogProbs | None = None
 
     @property
     def ratio(self) -> LogProbs:
@@ -38,11 +38,14 @@ class Likelihood(NamedTuple):
         return sft._replace(steps=steps, mean_steps=means, total=sft.total - base.total)
 
 
-def likelihoods(traces: Sequence[Trace], *, sft: Path, base: Path, peer: Path | None = None) -> list[Likelihood]:
-    """Likelihood of each trace under the models in these folders; a folder of a peer that was not made is empty."""
-    from rairl.models.policy import load_policy, step_logprobs
+def likelihoods(
+    traces: Sequence[Trace], *, sft: Path, base: Path, second_model: Path | None = None
+) -> list[Likelihood]:
+    """Likelihood of each trace under the models in these folders; the second model's is empty where there is none."""
+    from rairl.models.likelihood import step_logprobs
+    from rairl.models.policy import load_policy
 
-    folders = [sft, base, *([peer] if peer is not None and any(peer.iterdir()) else [])]
+    folders = [sft, base, *([second_model] if second_model is not None and any(second_model.iterdir()) else [])]
     found = [step_logprobs(*load_policy(folder), traces, progress=True) for folder in folders]
     return [Likelihood(*pair) for pair in zip(*found, strict=True)]
 
@@ -50,8 +53,8 @@ def likelihoods(traces: Sequence[Trace], *, sft: Path, base: Path, peer: Path | 
 def write_likelihoods(
     folder: Path, policy: str, split: str, traces: Sequence[Trace], pairs: Sequence[Likelihood]
 ) -> None:
-    """Write ``<policy>.<split>.likelihood.json`` beside the candidates: ``{id: {<sft|base|peer>: [steps, means per
-    token, total, tokens, entropies of the steps, entropy]}}``."""
+    """Write ``<policy>.<split>.likelihood.json`` beside the candidates: ``{id: {<sft|base|second_model>: [steps,
+    means per token, total, tokens, entropies of the steps, entropy]}}``."""
     rows = {
         trace.id: {name: _plain(found) for name, found in pair._asdict().items() if found is not None}
         for trace, pair in zip(traces, pairs, strict=True)
@@ -86,7 +89,7 @@ def _plain(found: LogProbs) -> list[object]:
 
 
 def _arrays(row: Sequence[object]) -> LogProbs:
-    from rairl.models.policy import LogProbs
+    from rairl.models.likelihood import LogProbs
 
     steps, means, total, tokens, entropies, entropy = row
     arrays = [np.array(part, dtype=float) for part in (steps, means, entropies)]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rairl.stats import Estimate, Values, bootstrap, bootstrap_mean
+from rairl.core.stats import Estimate, Values, bootstrap, bootstrap_mean
 
 BINS = 10
 """Bins of the expected calibration error, each with as many candidates."""

@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rairl.answers import options_of
-from rairl.datasets import arithmetic
+from rairl.core.stats import Estimate, bootstrap_mean
+from rairl.core.traces import Step, Trace, relabel
+from rairl.datasets import arithmetic, arithmetic_problem
 from rairl.evaluate.candidates import by_question
-from rairl.evaluate.localise import location_hits
-from rairl.perturb import CHOICE_KINDS, KINDS, equations, perturb_once
-from rairl.segment import compose, pieces
-from rairl.stats import Estimate, bootstrap_mean
-from rairl.traces import Step, Trace, relabel
+from rairl.evaluate.first_error import location_hits
+from rairl.text.answers import options_of
+from rairl.text.corrupt import CHOICE_KINDS, KINDS, perturb_once
+from rairl.text.equations import equations
+from rairl.text.segment import compose, pieces
 
 SEEN = (*KINDS, *CHOICE_KINDS)
 """Kinds of error that training negatives are made by; the last four on questions with options only."""
@@ -127,20 +128,23 @@ def _confirmed(trace: Trace, change: Change | None, kind: str) -> Trace | None:
     if change is None or change[0].text == trace.text:
         return None
     bad, index = change
-    if arithmetic.is_problem(trace.problem) and arithmetic.first_error(trace.problem, bad.step_texts()) != index:
+    if (
+        arithmetic_problem.is_problem(trace.problem)
+        and arithmetic_problem.first_error(trace.problem, bad.step_texts()) != index
+    ):
         return None
     return relabel(bad, id=f"{trace.id}/{kind}", first_error=index, labelled=True, source=f"probe:{kind}", meta={})
 
 
 def _misread(trace: Trace, others: Sequence[Trace], rng: random.Random) -> Change | None:
     """What a careless author makes of the built-in problem: a statement misread, and everything after it follows."""
-    if not arithmetic.is_problem(trace.problem):
+    if not arithmetic_problem.is_problem(trace.problem):
         return None
-    problem = arithmetic.parse(trace.problem)
+    problem = arithmetic_problem.parse(trace.problem)
     habits = [*arithmetic.HABITS, *arithmetic.MISCONCEPTIONS]
     for habit in rng.sample(habits, len(habits)):
         steps, answer = arithmetic.habitual_steps(problem, frozenset([habit]))
-        index = arithmetic.first_error(trace.problem, steps)
+        index = arithmetic_problem.first_error(trace.problem, steps)
         if index is not None:
             text, spans = compose(steps, str(answer))
             wrong = str(answer) != trace.gold
@@ -180,17 +184,17 @@ def turned_round(trace: Trace, operators: str) -> list[Change]:
 
 def _renamed(trace: Trace, others: Sequence[Trace], rng: random.Random) -> Change | None:
     """Another person of the problem in a step: what is derived is somebody else's."""
-    names = [name for name in arithmetic.NAMES if re.search(rf"\b{name}\b", trace.problem)]
+    names = [name for name in arithmetic_problem.NAMES if re.search(rf"\b{name}\b", trace.problem)]
     return _exchanged(trace, names, rng)
 
 
 def _unit(trace: Trace, others: Sequence[Trace], rng: random.Random) -> Change | None:
     """Another thing in a step: apples where books were asked for."""
-    return _exchanged(trace, arithmetic.THINGS, rng)
+    return _exchanged(trace, arithmetic_problem.THINGS, rng)
 
 
 def _exchanged(trace: Trace, words: Sequence[str], rng: random.Random) -> Change | None:
-    if not arithmetic.is_problem(trace.problem):
+    if not arithmetic_problem.is_problem(trace.problem):
         return None
     index = rng.randrange(len(trace.steps))
     text = trace.step_texts()[index]

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rairl.errors import RairlError
-from rairl.stats import Values
+from rairl.core.errors import RairlError
+from rairl.core.stats import Values
 
 Table = dict[str, dict[str, list[float]]]
 """Figure to question to ``[numerator, denominator]``."""

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rairl.errors import RairlError
-from rairl.evaluate.rerank import aggregate
-from rairl.traces import Trace
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
+from rairl.evaluate.best_of_n import aggregate
 
 if TYPE_CHECKING:
-    from rairl.models.reward import Calibration, Scores
+    from rairl.models.calibration import Calibration
+    from rairl.models.reads import Scores
 
 
 @dataclass(frozen=True)

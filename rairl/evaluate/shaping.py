@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rairl.traces import Trace
+from rairl.core.traces import Trace
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rairl.datasets import arithmetic
+from rairl.core.traces import Trace, locate_steps, relabel
+from rairl.datasets import arithmetic_problem
 from rairl.evaluate.probes import with_step
-from rairl.perturb import equations
-from rairl.traces import Trace, locate_steps, relabel
+from rairl.text.equations import equations
 
 
 def _same(trace: Trace, **changes: object) -> Trace:
@@ -29,12 +29,12 @@ def distracted(trace: Trace) -> Trace | None:
 
 def reworded(trace: Trace) -> Trace | None:
     """The problem in words that no demonstration uses; only problems of the built-in benchmark's demonstrated kinds."""
-    if not arithmetic.is_problem(trace.problem):
+    if not arithmetic_problem.is_problem(trace.problem):
         return None
-    problem = arithmetic.parse(trace.problem)
-    if any(said.kind not in arithmetic.REWORDED for said in problem.statements):
+    problem = arithmetic_problem.parse(trace.problem)
+    if any(said.kind not in arithmetic_problem.REWORDED for said in problem.statements):
         return None
-    return _same(trace, problem=arithmetic.render(problem, arithmetic.REWORDED))
+    return _same(trace, problem=arithmetic_problem.render(problem, arithmetic_problem.REWORDED))
 
 
 def restyled(trace: Trace) -> Trace | None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rairl.stats import Estimate, bootstrap_mean, paired_difference
-from rairl.traces import Trace
+from rairl.core.stats import Estimate, bootstrap_mean, paired_difference
+from rairl.core.traces import Trace
 
 if TYPE_CHECKING:
-    from rairl.models.policy import Encoded
-    from rairl.models.reward import TokenReads
+    from rairl.models.reading import Encoded
+    from rairl.models.reads import TokenReads
 
 BUCKET = 15
 """Tokens in a bucket."""
@@ -77,7 +77,7 @@ def point(trace: Trace, item: Encoded, read: TokenReads, policy: Encoded, surpri
         policy: the trace in the policy's tokens; its positions are brought over by their characters.
         surprise: ``(T, 2)``, log-probability and entropy of the policy's tokens; those of the prompt are not read.
     """
-    from rairl.models.policy import token_at
+    from rairl.models.reading import token_at
 
     completion = surprise[policy.prompt_tokens :]
     first = item.prompt_tokens

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
+from rairl.core.params import Params
 from rairl.learn.distributed import barrier, by_first, world
-from rairl.params import Params
 
 
 def checkpoint_folder(stage: str, params: Params, inputs: Sequence[Path]) -> Path:
     """``.rairl/checkpoints/<stage>/<hash>`` under the working directory (or under RAIRL_CHECKPOINTS)."""
     digest = hashlib.sha256(json.dumps(params.model_dump(exclude={"tracking", "report"}), sort_keys=True).encode())
     package = Path(__file__).parents[1]
-    for path in (*inputs, package / "learn", package / "models", package / "perturb.py"):
+    for path in (*inputs, package / "learn", package / "models", package / "text"):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and file.suffix != ".pyc":
                 digest.update(file.name.encode())

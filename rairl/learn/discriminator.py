@@ -1,293 +1,152 @@
-"""The discriminator as a reward: how it learns, and the advantages it gives."""
+"""The reward model as a discriminator: its decisions on traces, and its loss on the batch of one update.
+
+Several processes hold the same traces and weights; each reads its share of them.
+"""
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from rairl.errors import RairlError
-from rairl.learn import distributed
-from rairl.learn.adversarial import Batch, Metrics, spread
-from rairl.learn.alignment import spread_reads
-from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
-from rairl.learn.critic import Critic, Policy
-from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
-from rairl.learn.learner import Learner, adamw_of, rates, reward_learner
-from rairl.learn.lengths import centre_lengths
-from rairl.learn.material import Corruptions, compose, switched
-from rairl.learn.replay import Replay
-from rairl.learn.rollouts import character_ends
-from rairl.learn.scorer import LaggingCopy, RunningStd
-from rairl.models.reward import Memo, RewardModel
-from rairl.params import RewardParams
-from rairl.traces import Trace, read_traces, write_traces
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
+from rairl.core.training_params import RewardParams
+from rairl.learn import distributed, objectives
+from rairl.learn.discriminator_batch import DiscriminatorBatch
+from rairl.learn.token_alignment import reads_of, unit_logprobs
+from rairl.models.reads import Memo, Reads, TokenReads, running_sum, split_reads
+from rairl.models.reward import RewardModel
 
-PROBE = 8
-"""Rollouts that tell the accuracy while the discriminator pauses."""
-HELD_OUT = 32
-"""Most held-out experts, and as many trained-on ones, that tell how much is memorised."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Rollout = Callable[[Sequence[Trace], str], list[Trace]]
+T = TypeVar("T")
+Policy = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 
 
 @dataclass
-class LearnedReward:
-    """The discriminator as a reward: it learns from experts against policy rollouts, replay and verified corruptions.
-
-    Experts and rollouts answer the *same* prompts (those of the demonstrations): were they on different prompts, the
-    cheapest way to tell the classes apart would be to recognise the prompts. ``reward.rollout_prompts: others`` saves
-    the extra rollouts and takes that risk.
+class Discriminator:
+    """The discriminator.
 
     Attributes:
         model: the reward model.
-        demos: expert traces.
-        floor: smallest divisor of advantages.
-        baseline: what a sample's reward is compared with: ``group`` or ``leave_one_out``.
-        held_out: expert traces that are never trained on, to measure memorisation.
-        labelled: traces whose first wrong step a reviewer marked, to learn from.
-        policy: the policy as it moves, and its tokenizer; needed by form ``airl``.
+        policy: the policy as it moves, and its tokenizer; form ``airl`` asks them for log pi.
         temperature: the one the policy samples at.
-        iterations: of the policy, after the warm-up; the learning rate's schedule ends with them.
-        replay: past rollouts.
-        updates: updates in the next iteration.
-        done: updates taken so far.
-        seen: the policy's latest batch.
+        memo: where reads of a frozen backbone are looked up.
+        batch_tokens: padded size of a batch of completions that the loss is taken on.
     """
 
     model: RewardModel
-    demos: Sequence[Trace]
     params: RewardParams
-    floor: float
-    seed: int
-    baseline: Baseline = "group"
-    held_out: Sequence[Trace] = ()
-    labelled: Sequence[Trace] = ()
-    policy: Policy | None = None
-    temperature: float = 1.0
-    iterations: int = 0
-    replay: Replay = field(init=False)
-    corruptions: Corruptions = field(init=False)
-    learner: Learner = field(init=False)
-    critic: Critic = field(init=False)
-    lagging: LaggingCopy | None = field(init=False)
-    running: RunningStd = field(init=False)
-    updates: int = field(init=False)
-    done: int = field(init=False, default=0)
-    seen: list[Trace] = field(init=False, default_factory=list)
+    policy: Policy | None
+    temperature: float
+    memo: Memo | None
+    batch_tokens: int = 4096
 
-    def __post_init__(self) -> None:
-        self.replay = Replay(self.params.replay_size)
-        self.corruptions = Corruptions(self.seed, self.params.perturbation_depth)
-        self.learner = reward_learner(self.model, adamw_of(self.params))
-        steps = self.params.warmup_updates + self.iterations * self.params.updates_per_iteration
-        self.rate = rates(self.params, self.params.learning_rate_warmup, steps)
-        self.critic = Critic(self.model, self.params, self.policy, self.temperature, self._new_memo())
-        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        self.lagging = LaggingCopy(trained, self.params.ema) if self.params.ema else None
-        self.running = RunningStd()
-        self.updates = self.params.updates_per_iteration
+    def loss(self, batch: DiscriminatorBatch, seed: int) -> tuple[Tensor, np.ndarray]:
+        """This process's share of the loss (scalar), and the evidence on every trace (:meth:`evidence`).
 
-    def _new_memo(self) -> Memo | None:
-        return Memo() if self.params.train == "head" else None
-
-    @contextmanager
-    def scoring(self) -> Iterator[None]:
-        """The model with the weights that score and that are worth saving: the lagging copy, if there is one."""
-        if self.lagging is None:
-            yield
-        else:
-            with self.lagging.swapped_in():
-                yield
-
-    # --- credit -----------------------------------------------------------------------------------------------------
-
-    def advantages(self, batch: Batch) -> tuple[list[np.ndarray], Metrics]:
-        """Advantages by ``reward.credit`` from the logits of the weights that score, before they learn from the batch.
-
-        The metrics are of the reads as they come: neither clipped nor scaled.
+        Args:
+            seed: of the points at which the gradient penalty is taken.
         """
-        self.seen = batch.traces
-        with self.scoring():
-            reads = self.critic.reads(batch.traces)
-        per_trace = [one.logits for one in reads]
-        last = np.array([values[-1] for values in per_trace]).reshape(-1, batch.group)
-        lengths = np.array([len(item.ids) for item in batch.completions], dtype=float).reshape(last.shape)
-        correct = np.array([trace.correct for trace in batch.traces], dtype=float).reshape(last.shape)
-        metrics = reward_metrics(last, lengths, correct)
-        if self.params.clip is not None:
-            per_trace = [values.clip(-self.params.clip, self.params.clip) for values in per_trace]
-        rule = self.params.credit
-        if rule == "mean" or rule == "last":
-            return spread(self._trace_advantages(per_trace, lengths), batch.completions), metrics
-        scale = self._scale(np.concatenate([increments(values) for values in per_trace]))
-        per_trace = [values / scale for values in per_trace]
-        groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
-        by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
-        flat = [values for group in by_group for values in group]
-        ends = character_ends(batch.tokenizer, [completion.ids for completion in batch.completions])
-        return [
-            spread_reads(values, read.ends, tokens) for values, read, tokens in zip(flat, reads, ends, strict=True)
-        ], metrics
-
-    def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
-        """One advantage per trace, from its last or its mean read: lengths are ``(P, G)``, the result ``(P * G,)``."""
-        rewards = np.array([one[-1] if self.params.credit == "last" else one.mean() for one in per_trace])
-        rewards = (rewards / self._scale(rewards)).reshape(lengths.shape)
-        if self.params.length_control == "centre":
-            rewards = centre_lengths(rewards, lengths)
-        return group_advantages(rewards, self.floor, self.baseline).ravel()
-
-    def _scale(self, rewards: np.ndarray) -> float:
-        """What rewards are divided by: their standard deviation over all iterations so far, this one included."""
-        if not self.params.normalise:
-            return 1.0
-        self.running.add(rewards)
-        return self.running.std or 1.0
-
-    # --- learning ---------------------------------------------------------------------------------------------------
-
-    def warm_up(self, traces: Sequence[Trace], on_update: Callable[[Metrics], None]) -> None:
-        """Train against rollouts of the initial policies before the policy moves (``reward.warmup_updates``)."""
-        self.replay.add(traces)
-        for update in range(self.params.warmup_updates):
-            on_update(self.update([], f"warmup/{update}"))
-
-    def learn(self, iteration: int, rollout: Rollout) -> Metrics:
-        """The iteration's updates, each with fresh rollouts on the demonstrations it draws.
-
-        With ``reward.accuracy_band`` the accuracy on rollouts not yet learned from sets the next iteration's number of
-        updates; while that is 0, a few rollouts go on measuring it, so that learning can come back.
-        """
-        metrics: Metrics = {}
-        band = self.params.accuracy_band
-        for update in range(self.updates):
-            key = f"{iteration}/{update}"
-            experts = self._draw(key)
-            fresh = self._fresh(experts, rollout, key, f"learn{update}-")
-            if band is not None and update == 0:
-                metrics["discriminator/accuracy"] = self._accuracy(experts, fresh)
-            metrics |= self.update(fresh, key)
-            self.replay.add(fresh)
-        if band is None:
-            return metrics
-        if self.updates == 0:
-            key = f"{iteration}/probe"
-            experts = self._draw(key)[:PROBE]
-            metrics["discriminator/accuracy"] = self._accuracy(experts, self._fresh(experts, rollout, key, "probe-"))
-        metrics["discriminator/updates"] = float(self.updates)
-        base = self.params.updates_per_iteration
-        self.updates = next_updates(self.updates, metrics["discriminator/accuracy"], band, base)
-        return metrics
-
-    def _draw(self, key: str) -> list[Trace]:
-        rng = random.Random(f"{self.seed}/demos/{key}")
-        return rng.sample(list(self.demos), min(self.params.demos_per_update, len(self.demos)))
-
-    def _fresh(self, experts: Sequence[Trace], rollout: Rollout, key: str, tag: str) -> list[Trace]:
-        """Rollouts of the current policy: on the experts' prompts, or as many of the batch that was just scored."""
-        if self.params.rollout_prompts == "demos":
-            return rollout(experts, tag)
-        rng = random.Random(f"{self.seed}/others/{key}")
-        return rng.sample(self.seen, min(len(experts), len(self.seen)))
-
-    def update(self, fresh: Sequence[Trace], key: str) -> Metrics:
-        """One gradient step: experts against fresh rollouts on their prompts, replay, and verified corruptions.
-
-        Raises:
-            RairlError: when the loss is not a number; the weights are left as they were.
-        """
-        rng = random.Random(f"{self.seed}/update/{key}")
-        experts = self._draw(key)
-        material = compose(experts, fresh, self.replay, self.corruptions, self.params, rng, self.labelled)
-        self.learner.model.train()
-        torch.manual_seed(rng.getrandbits(31))
-        loss, last = self._learning().loss(material, seed=self.done)
-        value = distributed.total(loss.item())
-        if not np.isfinite(value):
-            raise RairlError(f"the reward's loss is {value} at update {key}; lower reward.learning_rate")
-        self.learner.zero_grad()
-        self.learner.backward(loss, last=True)
-        norm = self.learner.step(self.rate(self.done))
-        if not np.isfinite(norm):
-            raise RairlError(f"the reward's gradient is {norm} at update {key}; lower reward.learning_rate")
-        self.done += 1
-        if self.lagging is not None:
-            self.lagging.update()
-        border = boundary(last, material.positive, self.params.objective)
-        metrics = {"discriminator/loss": value, "discriminator/grad_norm": norm}
-        metrics |= discriminator_metrics(
-            last, material.positive, material.kinds, [len(trace.text) for trace in material.traces], border
+        own = _own_share(batch.traces)
+        traces = [batch.traces[index] for index in own]
+        reads = self.model.read(traces, memo=self.memo, batch_tokens=self.batch_tokens)
+        logits = self._logits(reads, traces)
+        positive = torch.from_numpy(batch.positive[own])[reads.trace].to(logits.device)
+        counted = self._counted([batch.since(index) for index in own], reads, traces).to(logits.device)
+        real, fake = positive & counted, ~positive & counted
+        expert, generated = self._losses(logits, real, fake, reads, traces)
+        loss = objectives.balanced(
+            expert, generated, (distributed.total(len(expert)), distributed.total(len(generated)))
         )
-        if self.params.switch_labels:
-            metrics["discriminator/switched"] = float(material.positive.sum() - len(experts))
-        return metrics | self._memorisation(experts, border, key)
+        if self.params.gradient_penalty:
+            rng = torch.Generator().manual_seed(seed)
+            penalty = objectives.gradient_penalty(self.model.head, reads.features[real], reads.features[fake], rng)
+            loss = loss + self.params.gradient_penalty * penalty.sum() / max(1, distributed.total(len(penalty)))
+        return loss, _in_order(own, self._last(logits, reads, len(traces)))
 
-    def _learning(self) -> Critic:
-        """The discriminator as its update reads with it: sharded, with a single pass, so that processes keep step."""
-        if self.learner.model is self.model:
-            return self.critic
-        return replace(self.critic, model=self.learner.model, batch_tokens=sys.maxsize)
+    def _counted(self, since: Sequence[int], reads: Reads, traces: Sequence[Trace]) -> Tensor:
+        """Whether each read counts, ``(R,)``, bool: it ends behind where its trace's class begins to be known."""
+        counted = torch.ones(len(reads.trace), dtype=torch.bool)
+        late = [at for at, start in enumerate(since) if start]
+        for at, ends in zip(late, reads_of(self.model, [traces[at] for at in late]) if late else (), strict=True):
+            counted[reads.trace == at] = torch.tensor([end > since[at] for end in ends])
+        return counted
 
-    # --- measuring --------------------------------------------------------------------------------------------------
+    def _losses(
+        self, logits: Tensor, positive: Tensor, negative: Tensor, reads: Reads, traces: Sequence[Trace]
+    ) -> objectives.Losses:
+        expert, generated = logits[positive], logits[negative]
+        if self.params.objective == "wgan":
+            return objectives.wgan(expert, generated)
+        smoothing = self.params.label_smoothing
+        if self.params.objective == "bce":
+            return objectives.bce(expert, generated, smoothing)
+        number = {problem: index for index, problem in enumerate(dict.fromkeys(trace.problem for trace in traces))}
+        prompt = torch.tensor([number[trace.problem] for trace in traces])[reads.trace].to(logits.device)
+        return objectives.relativistic(expert, generated, prompt[positive], prompt[negative], smoothing)
 
-    def _accuracy(self, experts: Sequence[Trace], fresh: Sequence[Trace]) -> float:
-        """Share of experts and share of rollouts on the right side, averaged."""
-        positive = np.array([True] * len(experts) + [switched(trace, self.params) for trace in fresh])
-        last = self.critic.evidence([*experts, *fresh])
-        right = hits(last, positive, boundary(last, positive, self.params.objective))
-        return float(right[: len(experts)].mean() + right[len(experts) :].mean()) / 2
+    @torch.no_grad()
+    def evidence(self, traces: Sequence[Trace]) -> np.ndarray:
+        """The logit of each whole trace, ``(N,)``: its last one; in form ``airl`` the sum over its units."""
 
-    def _memorisation(self, experts: Sequence[Trace], border: float, key: str) -> Metrics:
-        """Accuracy on held-out experts, and by how much that on as many experts of the update exceeds it."""
-        count = min(HELD_OUT, len(self.held_out), len(experts))
-        if not count:
-            return {}
-        unseen = random.Random(f"{self.seed}/held-out/{key}").sample(list(self.held_out), count)
-        right = self.critic.evidence([*experts[:count], *unseen]) > border
-        return {
-            "discriminator/accuracy_held_out": float(right[count:].mean()),
-            "discriminator/memorisation": float(right[:count].mean() - right[count:].mean()),
-        }
+        def judge(own: list[Trace]) -> list[float]:
+            reads = self.model.read(own, memo=self.memo)
+            return self._last(self._logits(reads, own), reads, len(own)).tolist()
 
-    # --- checkpoints ------------------------------------------------------------------------------------------------
+        self.model.eval()
+        return np.array(_in_shares(traces, judge))
 
-    def state(self, folder: Path) -> dict[str, Any]:
-        """Weights that learn and their lagging copy, optimiser, replay buffer, scale of the reward, and counts.
+    def reads(self, traces: Sequence[Trace]) -> list[TokenReads]:
+        """Where the reward model reads each trace, and its logits there."""
+        return _in_shares(traces, self.model.token_reads)
 
-        The memo starts afresh with every checkpoint: what is in it decides which traces share a batch, and with that
-        the last digits of their features, so a resumed run must not differ in it from one that went on.
-        """
-        self.critic.memo = self._new_memo()
-        write_traces(folder / "replay.jsonl", unique_ids(self.replay.traces))
-        return {
-            "weights": self.model.learned_state(),
-            "lagging": {} if self.lagging is None else self.lagging.values,
-            "optimizers": self.learner.state(),
-            "running": self.running.state(),
-            "updates": self.updates,
-            "done": self.done,
-        }
+    def _logits(self, reads: Reads, traces: Sequence[Trace]) -> Tensor:
+        """The logit whose sign is the decision on each read: shape ``(R,)``."""
+        if self.params.form == "logit":
+            return self.model.logits(reads)
+        if self.policy is None:
+            raise ValueError("reward.form 'airl' needs the policy: its discriminator is sigmoid(f - log pi)")
+        ends = reads_of(self.model, traces)
+        logprobs = unit_logprobs(*self.policy, traces, ends, temperature=self.temperature)
+        terms = self.model.terms(reads)
+        return objectives.airl_logits(
+            terms, reads.trace.to(terms.device), logprobs.to(terms.device), self.params.discount
+        )
 
-    def restore(self, state: dict[str, Any], folder: Path) -> None:
-        """Load what :meth:`state` kept."""
-        self.critic.memo = self._new_memo()
-        self.model.load_state_dict(state["weights"], strict=False)
-        if self.lagging is not None:
-            self.lagging.load(state["lagging"])
-        self.learner.restore(state["optimizers"])
-        self.replay = Replay(self.params.replay_size, read_traces(folder / "replay.jsonl", allow_empty=True))
-        self.running = RunningStd(*state["running"])
-        self.updates, self.done = state["updates"], state["done"]
+    def _last(self, logits: Tensor, reads: Reads, count: int) -> np.ndarray:
+        logits = logits.detach()
+        values = logits if self.params.form == "logit" else running_sum(logits, reads.trace)
+        return np.array([values[-1] for values in split_reads(values.double().cpu().numpy(), reads, count)])
 
 
-def unique_ids(traces: Iterable[Trace]) -> list[Trace]:
-    """Copies whose ids are numbered, since rollouts of different iterations share theirs."""
-    return [replace(trace, id=f"{index}:{trace.id.split(':')[-1]}") for index, trace in enumerate(traces)]
+def _in_shares(traces: Sequence[Trace], compute: Callable[[list[Trace]], list[T]]) -> list[T]:
+    """``compute(traces)``, one value per trace, each process computing its share."""
+    own = distributed.mine(traces)
+    return distributed.gather(compute(own) if own else [])
+
+
+def _own_share(traces: Sequence[Trace]) -> list[int]:
+    """Indices of the traces on this process's share of the prompts; all of them in a single process.
+
+    Raises:
+        RairlError: with fewer prompts than processes.
+    """
+    problems = list(dict.fromkeys(trace.problem for trace in traces))
+    processes = distributed.world()[1]
+    if len(problems) < processes:
+        raise RairlError(f"{processes} processes share {len(problems)} prompts: raise reward.demos_per_update")
+    own = set(distributed.mine(problems))
+    return [index for index, trace in enumerate(traces) if trace.problem in own]
+
+
+def _in_order(own: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """The values of all processes' shares, each with its index, as one array."""
+    rows = distributed.gather(list(zip(own, values.tolist(), strict=True)))
+    return np.array([value for _, value in sorted(rows)])

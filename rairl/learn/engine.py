@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.training_params import PolicyParams
 from rairl.learn import distributed
 from rairl.learn.rollouts import Completion
 from rairl.models.adapters import merged
-from rairl.models.policy import render_prompt
-from rairl.params import PolicyParams
+from rairl.models.reading import render_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

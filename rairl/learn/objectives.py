@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from rairl.traces import EXPERT, GENERATED
+from rairl.core.traces import EXPERT, GENERATED
 
 Losses = tuple[Tensor, Tensor]
 """Losses of the expert reads ``(E,)`` and of the generated reads ``(N,)``."""

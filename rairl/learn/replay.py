@@ -6,7 +6,7 @@ import random
 from collections import deque
 from collections.abc import Container, Sequence
 
-from rairl.traces import Trace
+from rairl.core.traces import Trace
 
 
 class Replay:

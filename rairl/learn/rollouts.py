@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rairl.answers import answers_match, read_answer
-from rairl.datasets import arithmetic
+from rairl.core.traces import Trace
+from rairl.datasets import arithmetic_problem
 from rairl.learn.distributed import gather, mine
-from rairl.models.policy import pad, render_prompt
-from rairl.segment import think_lines
-from rairl.traces import Trace
+from rairl.models.reading import pad, render_prompt
+from rairl.text.answers import answers_match, read_answer
+from rairl.text.segment import think_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -225,8 +225,8 @@ def judge(trace: Trace) -> Trace:
     changes: dict[str, object] = {}
     if trace.gold is not None:
         changes["correct"] = answers_match(trace.answer, trace.gold)
-    if arithmetic.is_problem(trace.problem):
-        changes["first_error"] = arithmetic.first_error(trace.problem, trace.step_texts())
+    if arithmetic_problem.is_problem(trace.problem):
+        changes["first_error"] = arithmetic_problem.first_error(trace.problem, trace.step_texts())
         changes["labelled"] = True
     return replace(trace, **changes)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
 
 if TYPE_CHECKING:
     from peft import PeftModel

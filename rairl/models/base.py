@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.errors import RairlError
-from rairl.params import BaseParams
+from rairl.core.errors import RairlError
+from rairl.core.training_params import BaseParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,169 +8,48 @@ between.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.traces import Trace
+from rairl.core.training_params import RewardParams
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
-from rairl.models.folder import require_reward
-from rairl.models.policy import (
-    Encoded,
-    SharedPrompts,
-    batches_by_length,
-    checkpoint_gradients,
-    encode,
-    load_policy,
-    mixed,
-    placed,
-    quiet,
-    token_at,
-    token_surprise,
+from rairl.models.calibration import Calibration
+from rairl.models.card import require_reward
+from rairl.models.likelihood import token_surprise
+from rairl.models.policy import checkpoint_gradients, load_policy, mixed, placed, quiet
+from rairl.models.reading import Encoded, SharedPrompts, batches_by_length, encode
+from rairl.models.reads import (
+    Scores,
+    TokenReads,
+    completion_so_far,
+    joined,
+    read_tokens,
+    running_sum,
+    split_reads,
+    unit_means,
+    unit_minimum,
+    units,
 )
-from rairl.params import Granularity, RewardParams
-from rairl.traces import Trace
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from rairl.models.reads import Memo, Reads
+
+
 FORMAT = 2
 """Version of the folder's layout, so that an old folder is refused instead of misread."""
 SURPRISAL_FEATURES = 6
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Choices made on dev and shipped with the model.
-
-    Attributes:
-        aggregator: how step logits become a trace score, see :func:`rairl.evaluate.rerank.aggregate`.
-        locator: how the first wrong step is picked, see :func:`rairl.evaluate.localise.suspicion`.
-        threshold: a trace whose locator value stays above it has no wrong step; None before calibration.
-        selector: ``max`` picks the candidate with the best score, ``vote`` the answer with the largest softmax weight.
-        temperatures: of that softmax, per aggregator; empty before calibration.
-        slope, intercept: the score's map to a probability of being right, ``sigmoid(slope * score + intercept)`` with
-            a slope of at least 0; None where dev has no right and wrong rollouts.
-        base: share of right rollouts on dev; None without any.
-    """
-
-    aggregator: str = "last"
-    locator: str = "drop"
-    threshold: float | None = None
-    selector: str = "max"
-    temperatures: dict[str, float] = field(default_factory=dict)
-    slope: float | None = None
-    intercept: float | None = None
-    base: float | None = None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the reward says of one trace.
-
-    Attributes:
-        steps: logit at the end of each step, shape ``(n_steps,)``.
-        last: logit at the end of the text.
-    """
-
-    steps: np.ndarray
-    last: float
-
-
-@dataclass(frozen=True)
-class Reads:
-    """Features of the places where a batch of traces is read.
-
-    Attributes:
-        features: shape ``(R, F)``, float32, one row per read.
-        trace: shape ``(R,)``, index of the trace each read belongs to; ascending.
-        token: shape ``(R,)``, index of the token read, within prompt + completion.
-    """
-
-    features: Tensor
-    trace: Tensor
-    token: Tensor
-
-
-class TokenReads(NamedTuple):
-    """Where a trace is read and what is said there, ``(reads,)`` each.
-
-    Attributes:
-        tokens: indices in its completion, from 0.
-        ends: where these tokens end in its text, in characters.
-        logits: float64.
-    """
-
-    tokens: np.ndarray
-    ends: np.ndarray
-    logits: np.ndarray
-
-
-def joined(reads: Sequence[tuple[Tensor, list[int]]]) -> Reads:
-    """The reads of several traces as one, from each one's features ``(K, F)`` and token indices."""
-    counts = torch.tensor([len(tokens) for _, tokens in reads])
-    return Reads(
-        torch.cat([features for features, _ in reads]),
-        torch.arange(len(reads)).repeat_interleave(counts),
-        torch.tensor([token for _, tokens in reads for token in tokens]),
-    )
-
-
-def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray]:
-    """Values of all reads ``(R,)`` as one array per trace, of ``count``."""
-    bounds = np.searchsorted(reads.trace.numpy(), np.arange(1, count))
-    return np.split(values, bounds)
-
-
-def read_tokens(encoded: Encoded, trace: Trace, granularity: Granularity, interval: int) -> list[int]:
-    """Token indices (in prompt + completion, ascending, without repeats) where the logit is trained and read.
-
-    sparse: the last token. step: the last token of every step, and of the text. interval: every ``interval``-th
-    completion token, counted from the first one in training and scoring alike, and the last. dense: all of them.
-    """
-    first, last = encoded.prompt_tokens, len(encoded.ids) - 1
-    if granularity == "sparse":
-        reads = []
-    elif granularity == "step":
-        reads = [token_at(encoded, step.end) for step in trace.steps]
-    else:
-        stride = interval if granularity == "interval" else 1
-        reads = list(range(first + stride - 1, last + 1, stride))
-    return sorted({*reads, last})
-
-
-class Memo:
-    """Reads of a frozen backbone, looked up by problem and text, within a budget of bytes (oldest out first).
-
-    A backbone that learns must not be given one: its features change with every update.
-    """
-
-    def __init__(self, budget: int = 2**29) -> None:
-        self.budget, self.size = budget, 0
-        self.rows: OrderedDict[tuple[str, str], tuple[Tensor, list[int]]] = OrderedDict()
-
-    def get(self, trace: Trace) -> tuple[Tensor, list[int]] | None:
-        """The reads of a trace, or None."""
-        return self.rows.get((trace.problem, trace.text))
-
-    def put(self, trace: Trace, reads: tuple[Tensor, list[int]]) -> None:
-        """Keep the reads of a trace."""
-        key = (trace.problem, trace.text)
-        if key in self.rows:
-            return
-        # A copy: a slice would keep the whole batch it was cut from alive.
-        self.rows[key] = (reads[0].clone(), reads[1])
-        self.size += reads[0].nbytes
-        while self.size > self.budget:
-            self.size -= self.rows.popitem(last=False)[1][0].nbytes
 
 
 class RewardModel(nn.Module):
@@ -482,61 +361,3 @@ def _labels(config: object, count: int) -> object:
     config = copy.deepcopy(config)
     config.num_labels = count  # type: ignore[attr-defined]
     return config
-
-
-def running_sum(values: Tensor, trace: Tensor) -> Tensor:
-    """Sum of ``(R,)`` values up to each read within its trace, whose index ``(R,)`` ascends."""
-    counts = trace.unique_consecutive(return_counts=True)[1].tolist()
-    return torch.cat([part.cumsum(0) for part in values.split(counts)])
-
-
-def units(places: Sequence[Sequence[int]], width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each read stands, and the unit (the tokens since the read before it) every token belongs to.
-
-    Args:
-        places: per row the tokens that are read, where token 0 is the prompt's last one.
-
-    Returns:
-        Row and token index of each read, both ``(R,)``, and ``(B, T)`` with the read's number for each token of its
-        unit; tokens of no unit (prompt, padding) have R.
-    """
-    counts = [len(place) for place in places]
-    total = sum(counts)
-    unit = np.full((len(places), width), total)
-    read = 0
-    for index, place in enumerate(places):
-        start = 1
-        for end in place:
-            unit[index, start : end + 1] = read
-            start = end + 1
-            read += 1
-    row = torch.arange(len(places)).repeat_interleave(torch.tensor(counts))
-    token = torch.tensor([end for place in places for end in place])
-    return row.to(device), token.to(device), torch.from_numpy(unit).to(device)
-
-
-def unit_means(values: Tensor, unit: Tensor, count: int) -> Tensor:
-    """Mean of ``(B, T, F)`` values over each unit: ``(count, F)``."""
-    flat = unit.flatten()
-    sums = values.new_zeros(count + 1, values.shape[-1]).index_add(0, flat, values.flatten(0, 1))
-    sizes = torch.bincount(flat, minlength=count + 1)
-    return (sums / sizes.clamp(min=1)[:, None])[:count]
-
-
-def unit_minimum(values: Tensor, unit: Tensor, count: int) -> Tensor:
-    """Lowest of ``(B, T)`` values in each unit: ``(count,)``."""
-    lowest = values.new_zeros(count + 1).scatter_reduce(0, unit.flatten(), values.flatten(), "amin", include_self=False)
-    return lowest[:count]
-
-
-def completion_so_far(surprise: Tensor) -> Tensor:
-    """Mean and lowest log-probability and mean entropy of the completion up to each token: ``(B, T, 3)``.
-
-    Args:
-        surprise: ``(B, T, 2)``, where token 0 is the prompt's last one.
-    """
-    inside = torch.nn.functional.pad(surprise[:, 1:], (0, 0, 1, 0))  # the prompt's own token counts for nothing
-    counts = torch.arange(surprise.shape[1], device=surprise.device).clamp(min=1)[:, None]
-    sums = inside.cumsum(1) / counts
-    lowest = inside[..., 0].cummin(1).values
-    return torch.stack([sums[..., 0], lowest, sums[..., 1]], -1)

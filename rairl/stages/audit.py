@@ -3,72 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.evaluate import plots as draw
-from rairl.evaluate.audit import (
-    HIDDEN,
-    answer_block,
-    audited,
-    falsification_verdict,
-    lucky,
-    mixed_sample,
-    outcome_figures,
-    over_optimisation,
-    preference,
-    shuffled_pairs,
-    split_figures,
-    split_questions,
-    step_correlation,
-    swapped_pairs,
-    turned_pairs,
-    variant_figures,
-    with_answer_of,
-)
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, to_json
 from rairl.evaluate.candidates import (
     candidates_path,
     logprob,
-    questions,
     read_candidates,
     reference_policy,
     require_answered,
     splits_of,
 )
-from rairl.evaluate.labels import CHECK_LABELS, VARIANT_LABELS, split_label
-from rairl.evaluate.localise import first_error, suspicion
-from rairl.evaluate.probability import probabilities
-from rairl.evaluate.probes import SEEN, corrupted, originals
 from rairl.evaluate.questions import Table, write_questions
-from rairl.evaluate.rerank import AGGREGATORS, aggregate
-from rairl.evaluate.scores import Saved, read_scores
-from rairl.evaluate.shaping import learned_sums, shaped
-from rairl.evaluate.training import powers_of_two
-from rairl.evaluate.variants import VARIANTS, overlap
-from rairl.params import Params
-from rairl.stats import (
-    Estimate,
-    bootstrap_mean,
-    members_of,
-    paired_difference,
-    to_json,
-    within_agreement,
-    within_auroc,
-)
+from rairl.evaluate.scores import read_scores
+from rairl.evaluate.shortcuts import audited, falsification_verdict, split_figures, split_questions
+from rairl.report import plots as draw
+from rairl.report.labels import CHECK_LABELS, VARIANT_LABELS, split_label
 
 if TYPE_CHECKING:
-    from rairl.models.policy import LogProbs
-    from rairl.models.reward import RewardModel, Scores
-    from rairl.traces import Trace
-    from rairl.tracking import Run
-
-
-MASKED = 2
-"""Right and wrong candidates per question that are scored again in another form."""
-SAMPLED = 60
-"""Questions whose candidates are scored again in other forms and wordings."""
+    from rairl.tracking.run import Run
 
 
 def audit(
@@ -84,10 +40,10 @@ def audit(
 ) -> dict[str, Estimate]:
     """Checks of the reward on the SFT policy's candidates (with logged traces: the held-out logged ones).
 
-    Per split ``audit.<split>.<auroc|...>``, see :func:`rairl.evaluate.audit.split_figures`. On test:
+    Per split ``audit.<split>.<auroc|...>``, see :func:`rairl.evaluate.shortcuts.split_figures`. On test:
 
     - ``audit.outcome.<answer|result>.*``: with the outcome hidden, does it still tell right from wrong, and where
-      (:func:`rairl.evaluate.audit.outcome_figures`; a sample, as it is scored anew)?
+      (:func:`rairl.evaluate.shortcuts.outcome_figures`; a sample, as it is scored anew)?
     - ``audit.<shuffle|swap|premise|lucky|ngrams|style>.*``: shares of pairs in which the side that should win wins, .5
       is blind, the SFT policy's log-probability beside it where there is a choice;
     - ``audit.variant.<name>.*``: the same solutions in another form or wording (:mod:`rairl.evaluate.variants`);
@@ -102,6 +58,7 @@ def audit(
     Raises:
         RairlError: for candidates that are missing, not judged or without log-probability.
     """
+    from rairl.evaluate.shortcut_checks import ShortcutChecks
     from rairl.models.reward import RewardModel
 
     model = RewardModel.from_pretrained(reward)
@@ -119,217 +76,12 @@ def audit(
         figures |= split_figures(traces, scores, logprobs, f"audit.{split}", **sampling)
         behind |= split_questions(traces, scores, f"audit.{split}")
         if split == "test":
-            figures |= _Checks(params, model, sft, traces, saved).figures()
+            figures |= ShortcutChecks(params, model, sft, traces, saved).figures()
     figures = {name: figure for name, figure in figures.items() if figure.n}
     write_questions(plots, behind)
     _write(figures, plots)
     run.log_artifact(plots)
     return figures
-
-
-@dataclass
-class _Checks:
-    """The checks on the test candidates: what they have in common is the material and what it was scored."""
-
-    params: Params
-    model: RewardModel
-    sft: Path
-    traces: list[Trace]
-    saved: Saved
-
-    def __post_init__(self) -> None:
-        self.sampling = {"draws": self.params.report.bootstrap, "seed": self.params.seed}
-        self.scores = self.saved.scores(self.traces)
-        self.score_of = dict(zip((trace.id for trace in self.traces), self.scores, strict=True))
-
-    def figures(self) -> dict[str, Estimate]:
-        """All of them."""
-        return {
-            **self._outcome(),
-            **self._swapped(),
-            **self._pairs(),
-            **self._variants(),
-            **self._shaping(),
-            **self._learned_shaping(),
-            **self._choice(),
-            **self._steps(),
-        }
-
-    def _score(self, traces: Sequence[Trace]) -> list[float]:
-        return self._aggregated(self.model.score(traces, progress=True))
-
-    def _aggregated(self, reads: Sequence[Scores]) -> list[float]:
-        return [aggregate(read.steps, read.last, self.model.calibration.aggregator) for read in reads]
-
-    def _likelihoods(self, traces: Sequence[Trace]) -> list[float]:
-        from rairl.models.policy import load_policy, step_logprobs
-
-        found: list[LogProbs] = step_logprobs(*load_policy(self.sft), traces)
-        return [one.per_token for one in found]
-
-    def _sample(self) -> list[Trace]:
-        return [self.traces[row] for row in mixed_sample(self.traces, MASKED)]
-
-    def _outcome(self) -> dict[str, Estimate]:
-        figures: dict[str, Estimate] = {}
-        for name, hide in HIDDEN.items():
-            able = [trace for trace in self.traces if hide(trace) is not None]
-            some = [able[row] for row in mixed_sample(able, MASKED)]
-            cut = [shorter for trace in some if (shorter := hide(trace)) is not None]
-            reads = self.model.score(cut, progress=True)
-            scores = [self.score_of[trace.id] for trace in some], self._aggregated(reads)
-            steps = self.saved.steps(some), [read.steps for read in reads]
-            guesses = [[first_error(row, self.saved.locator) for row in rows] for rows in steps]
-            figures |= outcome_figures(name, some, scores, guesses, **self.sampling)
-        return figures
-
-    def _swapped(self) -> dict[str, Estimate]:
-        swaps = swapped_pairs(self.traces)
-        right = [self.scores[row] for row, _, _, _ in swaps]
-        keys = [self.traces[row].question for row, _, _, _ in swaps]
-        rivals = {"answer": [rival for *_, rival, _ in swaps], "steps": [rival for *_, rival in swaps]}
-        return {
-            f"audit.swap.{name}": preference(right, self._score(found), keys, **self.sampling)
-            for name, found in rivals.items()
-            if found
-        }
-
-    def _pairs(self) -> dict[str, Estimate]:
-        """Pairs that differ in one respect, the better one first; scored by the reward and by the SFT policy."""
-        good = originals(self.traces, len(self.traces))
-        turned = turned_pairs(good, self.params.seed)
-        premise = [
-            (good[row], with_answer_of(bad, good[row]))
-            for kind in SEEN
-            for row, bad in corrupted(good[:SAMPLED], kind, self.params.seed)
-            if bad.first_error is not None and answer_block(good[row]).strip()
-        ]
-        pairs = {
-            "shuffle": [(self.traces[row], copy) for row, copy in shuffled_pairs(self.traces, self.params.seed)],
-            "premise": premise,
-            "ngrams": [(harmless, harmful) for _, harmless, harmful in turned],
-            "style": self._styles(),
-        }
-        every = {(trace.problem, trace.text): trace for found in pairs.values() for pair in found for trace in pair}
-        if not every:
-            return {}
-        figures = {}
-        for method, values in (("reward", self._score), ("logprob", self._likelihoods)):
-            known = dict(zip(every, values(list(every.values())), strict=True))
-            for name, found in pairs.items():
-                if not found or (name == "style" and method == "logprob"):
-                    continue
-                better, worse = ([known[pair[side].problem, pair[side].text] for pair in found] for side in (0, 1))
-                keys = [pair[0].question for pair in found]
-                figures[f"audit.{name}.{method}"] = preference(better, worse, keys, **self.sampling)
-        for at, name in ((1, "right"), (2, "wrong")):
-            shares = [overlap(found[0].text, found[at].text) for found in turned]
-            figures[f"audit.ngrams.overlap_{name}"] = bootstrap_mean(
-                shares, [found[0].question for found in turned], **self.sampling
-            )
-        rows = lucky(self.traces)
-        figures["audit.lucky.reward"] = within_auroc(
-            [self.traces[row].first_error is None for row in rows],
-            [self.scores[row] for row in rows],
-            [self.traces[row].question for row in rows],
-            **self.sampling,
-        )
-        return figures
-
-    def _styles(self) -> list[tuple[Trace, Trace]]:
-        """Per question the first right candidate in another style, and the first wrong one as it is."""
-        found = []
-        for rows in members_of(questions(self.traces)).values():
-            right = next((self.traces[row] for row in rows if self.traces[row].correct), None)
-            wrong = next((self.traces[row] for row in rows if not self.traces[row].correct), None)
-            restyled = None if right is None else VARIANTS["restyled"](right)
-            if restyled is not None and wrong is not None:
-                found.append((restyled, wrong))
-        return found
-
-    def _variants(self) -> dict[str, Estimate]:
-        some = self._sample()
-        chosen = set(list(members_of(questions(some)))[:SAMPLED])
-        some = [trace for trace in some if trace.question in chosen]
-        changed = {name: [(trace, change(trace)) for trace in some] for name, change in VARIANTS.items()}
-        kept = {
-            name: [(trace, one) for trace, one in found if one is not None]
-            for name, found in changed.items()
-            if any(one is not None for _, one in found)
-        }
-        after = self._score([one for found in kept.values() for _, one in found])
-        at = 0
-        scored: dict[str, list[float]] = {}
-        for name, found in kept.items():
-            scored[name] = after[at : at + len(found)]
-            at += len(found)
-        return variant_figures(
-            {name: [bool(trace.correct) for trace, _ in found] for name, found in kept.items()},
-            {name: [self.score_of[trace.id] for trace, _ in found] for name, found in kept.items()},
-            scored,
-            {name: [trace.question for trace, _ in found] for name, found in kept.items()},
-            **self.sampling,
-        )
-
-    def _shaping(self) -> dict[str, Estimate]:
-        traces = [trace for trace in self.traces if trace.steps]
-        reads = self.saved.steps(traces)
-        moved = shaped(traces, reads, self.params.seed)
-        keys, right = questions(traces), [bool(trace.correct) for trace in traces]
-        figures = {}
-        for how in AGGREGATORS:
-            before = self.saved.scores_by(traces, how)
-            after = [aggregate(row, before[at] if how == "last" else row[-1], how) for at, row in enumerate(moved)]
-            figures[f"audit.shaping.{how}.auroc_before"] = within_auroc(right, before, keys, **self.sampling)
-            figures[f"audit.shaping.{how}.auroc"] = within_auroc(right, after, keys, **self.sampling)
-            figures[f"audit.shaping.{how}.agreement"] = within_agreement(before, after, keys, **self.sampling)
-        wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
-        groups = [keys[row] for row in wrong]
-        hits = [
-            [float(first_error(found[row], self.saved.locator) == traces[row].first_error) for row in wrong]
-            for found in (reads, moved)
-        ]
-        figures["audit.shaping.locate.exact_before"] = bootstrap_mean(hits[0], groups, **self.sampling)
-        figures["audit.shaping.locate.exact"] = bootstrap_mean(hits[1], groups, **self.sampling)
-        figures["audit.shaping.locate.change"] = paired_difference(hits[1], hits[0], groups, **self.sampling)
-        return figures
-
-    def _learned_shaping(self) -> dict[str, Estimate]:
-        """Form ``airl``: the reward g, and f with the potential that it was learned beside, summed over a trace."""
-        if self.model.params.form != "airl":
-            return {}
-        import torch
-
-        some = self._sample()
-        if not some:
-            return {}
-        with torch.no_grad():
-            reads = self.model.read(some)
-            sums = learned_sums(self.model.terms(reads).cpu(), reads.trace, self.model.params.discount)
-        right = [bool(trace.correct) for trace in some]
-        figures = {
-            f"audit.shaping.{name}.auroc": within_auroc(right, values, questions(some), **self.sampling)
-            for name, values in sums.items()
-        }
-        figures["audit.shaping.f.agreement"] = within_agreement(sums["g"], sums["f"], questions(some), **self.sampling)
-        return figures
-
-    def _choice(self) -> dict[str, Estimate]:
-        calibration = self.model.calibration
-        predicted = None
-        if calibration.slope is not None and calibration.intercept is not None:
-            predicted = probabilities(self.scores, calibration.slope, calibration.intercept)
-        size = min(map(len, members_of(questions(self.traces)).values()))
-        right = [bool(trace.correct) for trace in self.traces]
-        ns = powers_of_two(size)
-        return over_optimisation(right, self.scores, predicted, questions(self.traces), ns, **self.sampling)
-
-    def _steps(self) -> dict[str, Estimate]:
-        wrong = [trace for trace in self.traces if trace.first_error is not None]
-        if not wrong:
-            return {}
-        trusts = [suspicion(row, self.saved.locator) for row in self.saved.steps(wrong)]
-        return {"audit.steps.correlation": step_correlation(wrong, trusts, **self.sampling)}
 
 
 def _write(figures: Mapping[str, Estimate], plots: Path) -> None:

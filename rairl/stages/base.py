@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.params import ArithmeticDataset, BaseParams, Params
-from rairl.stats import Estimate, exact
-from rairl.traces import Trace, read_traces
+from rairl.core.dataset_params import ArithmeticDataset
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, exact
+from rairl.core.traces import Trace, read_traces
+from rairl.core.training_params import BaseParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rairl.tracking import Run
+    from rairl.tracking.run import Run
 
 Log = Callable[[Mapping[str, float], int], None]
 """Takes metrics and the step they belong to, as ``Run.log`` does."""
@@ -85,8 +87,8 @@ def train_builtin(
         desc: label of the progress bar.
         log: takes the training loss per slice of the corpus.
     """
+    from rairl.learn.language_model import Fit, cosine, examples, fit, muon, shuffled_batches
     from rairl.learn.learner import Learner
-    from rairl.learn.sft import Fit, cosine, examples, fit, muon, shuffled_batches
     from rairl.models.base import address, new_model, train_tokenizer
 
     corpus = _corpus(params, data, seed)

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.errors import RairlError
-from rairl.params import Params
-from rairl.stats import Estimate, exact
-from rairl.traces import read_traces
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, exact
+from rairl.core.traces import read_traces
 
 if TYPE_CHECKING:
-    from rairl.tracking import Run
+    from rairl.tracking.run import Run
 
 
 def grpo(
@@ -37,9 +37,10 @@ def grpo(
     """
     if params.logged:
         return {}
-    from rairl.learn.adversarial import OutcomeReward, PolicyLoop
     from rairl.learn.checkpoints import checkpoint_folder, clear
     from rairl.learn.engine import new_engine
+    from rairl.learn.policy_loop import PolicyLoop
+    from rairl.learn.rewards import OutcomeReward
     from rairl.models.policy import load_policy, make_trainable, save_policy
 
     run.log_input(data / "prompts.jsonl", name="prompts")

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.errors import RairlError
-from rairl.evaluate import plots as draw
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.stats import Estimate
+from rairl.core.traces import Trace, read_traces
+from rairl.evaluate.best_of_n import aggregate
 from rairl.evaluate.candidates import candidates_path, reference_policy
-from rairl.evaluate.labels import KIND_LABELS, LOCATOR_LABELS
-from rairl.evaluate.likelihood import Likelihood, likelihoods, read_likelihoods
-from rairl.evaluate.localise import (
+from rairl.evaluate.first_error import (
     LOCATORS,
     detection_figures,
     first_error,
@@ -23,20 +24,20 @@ from rairl.evaluate.localise import (
     suspicion,
     trivial_predictions,
 )
+from rairl.evaluate.likelihood import Likelihood, likelihoods, read_likelihoods
 from rairl.evaluate.probes import SEEN, UNSEEN, Probe, corrupted, originals, probe_figures
 from rairl.evaluate.questions import Table, sums, write_questions
-from rairl.evaluate.rerank import aggregate
 from rairl.evaluate.scores import read_scores
 from rairl.evaluate.windows import changed_tokens, point, window_figures
-from rairl.params import Params
-from rairl.stats import Estimate
-from rairl.traces import Trace, read_traces
+from rairl.report import plots as draw
+from rairl.report.labels import KIND_LABELS, LOCATOR_LABELS
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from rairl.models.reward import Calibration, RewardModel
-    from rairl.tracking import Run
+    from rairl.models.calibration import Calibration
+    from rairl.models.reward import RewardModel
+    from rairl.tracking.run import Run
 
 PROBED = 60
 """Questions whose right candidate is corrupted in every way, and whose wrong one is looked at token by token."""
@@ -53,7 +54,7 @@ def localise(
     reward: Path,
     base: Path,
     sft: Path,
-    peer: Path,
+    second_model: Path,
     rerank_scores: Path,
     scores: Path,
     plots: Path,
@@ -86,7 +87,7 @@ def localise(
             pairs = read_likelihoods(candidates, policy, "test", _wrong(traces))
         else:
             reads = [read.steps for read in model.score(traces, progress=True)]
-            pairs = likelihoods(_wrong(traces), sft=sft, base=base, peer=peer)
+            pairs = likelihoods(_wrong(traces), sft=sft, base=base, second_model=second_model)
         found, hits = _figures(traces, reads, model.calibration, pairs, prefix, scores / f"{name}.json", params)
         _plot(found, prefix, plots / (f"{name}.png" if name == NATURAL else f"labelled_{name}.png"))
         figures |= found
@@ -94,7 +95,7 @@ def localise(
         if number == 0:
             figures |= {f"localise{key.removeprefix(prefix)}": figure for key, figure in found.items()}
             behind |= {f"localise{key.removeprefix(prefix)}": rows for key, rows in hits.items()}
-    figures |= _probes(params, model, candidates, policy, {"logprob": sft, "peer": peer}, plots)
+    figures |= _probes(params, model, candidates, policy, {"logprob": sft, "second_model": second_model}, plots)
     write_questions(plots, behind)
     run.log_artifact(plots)
     return figures
@@ -142,8 +143,8 @@ def _figures(
         others = {f"reward_{locator}": first_error(reads[row], locator) for locator in LOCATORS}
         others |= logprob_predictions(pair.sft.steps, pair.sft.mean_steps, pair.ratio.mean_steps)
         others |= {"base_logprob": int(pair.base.mean_steps.argmin()), "entropy": int(pair.sft.entropies.argmax())}
-        if pair.peer is not None:
-            others["peer_drop"] = int(pair.peer.mean_steps.argmin())
+        if pair.second_model is not None:
+            others["second_model_drop"] = int(pair.second_model.mean_steps.argmin())
         others |= trivial_predictions(traces[row])
         for method, step in others.items():
             predictions.setdefault(method, []).append(step)
@@ -153,9 +154,9 @@ def _figures(
         "logprob_drop": [pair.sft.mean_steps for pair in pairs],
         "entropy": [-pair.sft.entropies for pair in pairs],
     }
-    peers = [pair.peer.mean_steps for pair in pairs if pair.peer is not None]
-    if peers:
-        trusts["peer_drop"] = peers
+    second_models = [pair.second_model.mean_steps for pair in pairs if pair.second_model is not None]
+    if second_models:
+        trusts["second_model_drop"] = second_models
     figures |= step_auc_figures(_wrong(traces), trusts, prefix, **sampling)
     chance = [1 / (len(trace.steps) + 1) for trace in traces]
     figures |= detection_figures(traces, chance, f"{prefix}.chance", **sampling)
@@ -190,10 +191,12 @@ def _probes(
 ) -> dict[str, Estimate]:
     """Corruptions of right candidates by kind, and token windows on them and on natural errors.
 
-    ``readers`` are the models whose plain log-probability is the rival: the SFT policy, and the peer unless its folder
-    is empty.
+    ``readers`` are the models whose plain log-probability is the rival: the SFT policy, and the second model unless its
+    folder is empty.
     """
-    from rairl.models.policy import by_step, completion_surprise, encode, load_policy
+    from rairl.models.likelihood import by_step, completion_surprise
+    from rairl.models.policy import load_policy
+    from rairl.models.reading import encode
 
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     traces = read_traces(candidates_path(candidates, policy, "test"))
@@ -262,7 +265,7 @@ def _plot_kinds(figures: dict[str, Estimate], path: Path) -> None:
     labels = {
         "reward": "reward",
         "logprob": "SFT log-probability",
-        "peer": "peer's log-probability",
+        "second_model": "second model's log-probability",
         "chance": "chance",
     }
     lines = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.evaluate import plots as draw
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, exact
 from rairl.evaluate.candidates import (
     POLICIES,
     candidates_path,
@@ -14,9 +15,7 @@ from rairl.evaluate.candidates import (
     splits_of,
     temperature_label,
 )
-from rairl.evaluate.labels import POLICY_LABELS, split_label
-from rairl.evaluate.questions import Table, one_each, write_questions
-from rairl.evaluate.training import (
+from rairl.evaluate.pass_at_k import (
     compare,
     compare_at_equal_length,
     greedy_figure,
@@ -25,18 +24,19 @@ from rairl.evaluate.training import (
     sample_figures,
     samples_per_question,
 )
-from rairl.params import Params
-from rairl.stats import Estimate, exact
+from rairl.evaluate.questions import Table, one_each, write_questions
+from rairl.report import plots as draw
+from rairl.report.labels import POLICY_LABELS, split_label
 
 if TYPE_CHECKING:
-    from rairl.traces import Trace
-    from rairl.tracking import Run
+    from rairl.core.traces import Trace
+    from rairl.tracking.run import Run
 
 
 def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: Path) -> dict[str, Estimate]:
-    """Figures of base, SFT (best and last epoch), peer, GRPO and R-AIRL, and their paired differences.
+    """Figures of base, SFT (best and last epoch), second_model, GRPO and R-AIRL, and their paired differences.
 
-    On ``test``: ``posttrain.<policy>.<pass@k|greedy|...>``, see :func:`rairl.evaluate.training.sample_figures`; on
+    On ``test``: ``posttrain.<policy>.<pass@k|greedy|...>``, see :func:`rairl.evaluate.pass_at_k.sample_figures`; on
     another split, or on ``test`` at another temperature (``t0.5``), ``posttrain.<policy>.<place>.<pass@1|...>``;
     ``posttrain.<a>-<b>[.<place>].<pass@1|process@1>`` with its p-value under ``.p``, and on ``test`` ``.equal_length``:
     the difference over pairs of equally long samples. ``posttrain.updates`` are the
@@ -54,7 +54,7 @@ def posttrain(params: Params, run: Run, *, data: Path, candidates: Path, plots: 
     figures: dict[str, Estimate] = {"posttrain.updates": exact(params.policy.iterations)}
     behind: Table = {}
     others = [temperature_label(temperature) for temperature in params.sample.temperatures[1:]]
-    compared = [policy for policy in POLICIES if policy != "peer" or params.peer]
+    compared = [policy for policy in POLICIES if policy != "second_model" or params.second_model]
     for split, how in [*((split, "") for split in splits), *(("test", label) for label in others)]:
         place = how or ("" if split == "test" else split)
         policies = {}

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rairl.core.dataset_params import FileDataset, RealText
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, exact
+from rairl.core.traces import Trace, require_unique_ids, write_traces
 from rairl.datasets import build, question_key
 from rairl.datasets.overlap import near_duplicates
-from rairl.errors import RairlError
-from rairl.params import FileDataset, Params, RealText
-from rairl.stats import Estimate, exact
-from rairl.traces import Trace, require_unique_ids, write_traces
 
 if TYPE_CHECKING:
-    from rairl.tracking import Run
+    from rairl.tracking.run import Run
 
 SOLVED = ("demos", "dev", "logged_train", "logged_test", "labelled_", "labels_")
 """Splits (or beginnings of their names) whose rows are worked solutions."""

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rairl.errors import RairlError
-from rairl.evaluate import plots as draw
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, from_json, to_json
 from rairl.evaluate.candidates import candidates_path, read_candidates, reference_policy
-from rairl.evaluate.report import USES, VERDICTS, claims, data_uri, render, tables, viewer_rows
 from rairl.evaluate.scores import read_scores
-from rairl.params import Params
-from rairl.stats import Estimate, from_json, to_json
+from rairl.report import plots as draw
+from rairl.report.claims import USES, VERDICTS, claims
+from rairl.report.page import data_uri, render
+from rairl.report.tables import tables
+from rairl.report.viewer import viewer_rows
 
 if TYPE_CHECKING:
-    from rairl.tracking import Run
+    from rairl.tracking.run import Run
 
 
 def report(
@@ -44,7 +47,7 @@ def report(
     Raises:
         RairlError: naming a metrics, score or history file that is not what its stage writes.
     """
-    from rairl.tracking import git_commit
+    from rairl.tracking.provenance import git_commit
 
     figures = merge_metrics(metrics_dir)
     report.mkdir(parents=True, exist_ok=True)
@@ -96,8 +99,8 @@ SECTIONS = {
     "training": (
         "Training a policy",
         "The same questions for every policy: the base model, the one fine-tuned on the demonstrations (SFT, at its "
-        "best epoch and at its last), the peer that lends the reward its body, one trained on whether its final "
-        "answers are right (GRPO, an upper reference, since it sees them), and one trained on the learned reward "
+        "best epoch and at its last), the second model that lends the reward its body, one trained on whether its "
+        "final answers are right (GRPO, an upper reference, since it sees them), and one trained on the learned reward "
         "(R-AIRL).",
     ),
     "rerank": (

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.evaluate import plots as draw
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, bootstrap_mean, to_json
+from rairl.evaluate.best_of_n import (
+    AGGREGATORS,
+    accuracy_by_source,
+    auroc_figures,
+    baseline_scores,
+    expected_accuracy,
+    rerank_figures,
+    vote_temperature,
+    vote_weights,
+)
 from rairl.evaluate.candidates import (
     TRANSFERRED,
     by_question,
@@ -18,31 +29,20 @@ from rairl.evaluate.candidates import (
     reference_policy,
     splits_of,
 )
-from rairl.evaluate.labels import POOL_LABELS, SELECTOR_LABELS
 from rairl.evaluate.likelihood import read_likelihoods
+from rairl.evaluate.pass_at_k import powers_of_two
 from rairl.evaluate.probability import calibration_figures, probabilities, reliability
 from rairl.evaluate.questions import Table, one_each, write_questions
-from rairl.evaluate.rerank import (
-    AGGREGATORS,
-    accuracy_by_source,
-    auroc_figures,
-    baseline_scores,
-    expected_accuracy,
-    rerank_figures,
-    vote_temperature,
-    vote_weights,
-)
 from rairl.evaluate.scores import Saved, read_scores, write_scores
-from rairl.evaluate.training import powers_of_two
-from rairl.params import Params
-from rairl.stats import Estimate, bootstrap_mean, to_json
+from rairl.report import plots as draw
+from rairl.report.labels import POOL_LABELS, SELECTOR_LABELS
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from rairl.models.reward import Calibration
-    from rairl.traces import Trace
-    from rairl.tracking import Run
+    from rairl.core.traces import Trace
+    from rairl.models.calibration import Calibration
+    from rairl.tracking.run import Run
 
 
 def rerank(
@@ -155,7 +155,17 @@ def _matrix(
     }
 
 
-SHOWN = ("oracle", "reward", "majority", "model_name", "logprob", "peer_logprob", "logratio", "shortest", "random")
+SHOWN = (
+    "oracle",
+    "reward",
+    "majority",
+    "model_name",
+    "logprob",
+    "second_model_logprob",
+    "logratio",
+    "shortest",
+    "random",
+)
 """Selectors drawn in the plots; the figures have them all."""
 
 

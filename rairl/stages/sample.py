@@ -9,18 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.errors import RairlError
+from rairl.core.errors import RairlError
+from rairl.core.params import Params
+from rairl.core.processes import KILLED, idle_jobs, pool
+from rairl.core.stats import Estimate, exact
+from rairl.core.traces import Trace, read_traces, write_traces
 from rairl.evaluate.candidates import TRANSFERRED, candidates_path, first_questions, temperature_label
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
-from rairl.params import Params
-from rairl.processes import KILLED, idle_jobs, pool
-from rairl.stats import Estimate, exact
-from rairl.traces import Trace, read_traces, write_traces
 
 if TYPE_CHECKING:
-    from rairl.tracking import Run
+    from rairl.tracking.run import Run
 
-SOURCES = {"base": "base", "sft": "sft", "sft_last": "sft_last", "peer": "peer", "grpo": "grpo", "rairl": "policy"}
+SOURCES = {
+    "base": "base",
+    "sft": "sft",
+    "sft_last": "sft_last",
+    "second_model": "second_model",
+    "grpo": "grpo",
+    "rairl": "policy",
+}
 """Policy to the input of the stage that holds it."""
 RANKED = {"sft": None, "rairl": ("test",), "grpo": ("test",)}
 """Policies whose candidates are ranked, and on which splits (None: all); these get likelihoods."""
@@ -36,7 +43,7 @@ def sample(
     sft_last: Path,
     grpo: Path,
     policy: Path,
-    peer: Path,
+    second_model: Path,
     candidates: Path,
 ) -> dict[str, Estimate]:
     """Write ``candidates/<policy>.<split>.jsonl`` (n samples a problem; extra_n on an out-of-distribution split where
@@ -44,23 +51,30 @@ def sample(
     ``<policy>.test.t<temperature>.jsonl`` (extra_n samples a problem).
 
     What is ranked later (the SFT policy's samples, R-AIRL's on test, and GRPO's on its first questions) gets
-    ``<policy>.<split>.likelihood.json``: its likelihood under the SFT model, the base model and the peer. Logged traces
-    are not sampled; they get that file, and log-probabilities.
+    ``<policy>.<split>.likelihood.json``: its likelihood under the SFT, the base and the second model. Logged
+    traces are not sampled; they get that file, and log-probabilities.
 
     Args:
         params: ``sample`` acts here.
         run: where the numbers of candidates go.
         data: the prepared splits.
         base, sft, sft_last, grpo, policy: folders of the five policies.
-        peer: folder of the peer, whose own answers show what the policy could have had from it; empty without one.
+        second_model: its folder; its own answers show what the policy could have had from it. Empty without one.
         candidates: folder to write.
 
     Returns:
         ``sample.<policy>.candidates`` for each policy.
     """
-    inputs = {"base": base, "sft": sft, "sft_last": sft_last, "peer": peer, "grpo": grpo, "policy": policy}
+    inputs = {
+        "base": base,
+        "sft": sft,
+        "sft_last": sft_last,
+        "second_model": second_model,
+        "grpo": grpo,
+        "policy": policy,
+    }
     models = {name: inputs[source] for name, source in sources(params).items()}
-    shared = {"data": data, "base": base, "sft": sft, "peer": peer, "candidates": candidates}
+    shared = {"data": data, "base": base, "sft": sft, "second_model": second_model, "candidates": candidates}
     counts = _draw_all(params, models, shared)
     return {f"sample.{name}.candidates": exact(counts[name]) for name in models}
 
@@ -87,11 +101,11 @@ def sources(params: Params) -> dict[str, str]:
     """Whose candidates the stage writes, and the input that holds the model they need."""
     if params.logged:
         return {"logged": "sft"}
-    return {policy: source for policy, source in SOURCES.items() if policy != "peer" or params.peer}
+    return {policy: source for policy, source in SOURCES.items() if policy != "second_model" or params.second_model}
 
 
 def draw(
-    params: Params, name: str, *, data: Path, model: Path, base: Path, sft: Path, peer: Path, candidates: Path
+    params: Params, name: str, *, data: Path, model: Path, base: Path, sft: Path, second_model: Path, candidates: Path
 ) -> int:
     """Write the files of one policy (see :func:`sample`), or of ``logged``; returns the number of samples.
 
@@ -100,18 +114,18 @@ def draw(
         name: of the policy.
         data: the prepared splits.
         model: the policy's folder.
-        base, sft, peer: folders of the models that say how likely a trace is.
+        base, sft, second_model: folders of the models that say how likely a trace is.
         candidates: folder to write.
     """
     candidates.mkdir(parents=True, exist_ok=True)
     if name == "logged":
-        return _annotate(data / "logged_test.jsonl", base, sft, peer, candidates)
+        return _annotate(data / "logged_test.jsonl", base, sft, second_model, candidates)
     splits = {path.stem: read_traces(path) for path in (data / "test.jsonl", *sorted(data.glob("ood_*.jsonl")))}
     written = _sample(params, name, model, splits, candidates)
     if name in RANKED:
         for split in RANKED[name] or splits:
             ranked = first_questions(written[split], TRANSFERRED) if name == "grpo" else written[split]
-            pairs = likelihoods(ranked, sft=sft, base=base, peer=peer)
+            pairs = likelihoods(ranked, sft=sft, base=base, second_model=second_model)
             write_likelihoods(candidates, name, split, ranked, pairs)
     return sum(map(len, written.values()))
 
@@ -159,9 +173,9 @@ def _sample(
     return written
 
 
-def _annotate(logged: Path, base: Path, sft: Path, peer: Path, target: Path) -> int:
+def _annotate(logged: Path, base: Path, sft: Path, second_model: Path, target: Path) -> int:
     traces = read_traces(logged)
-    pairs = likelihoods(traces, sft=sft, base=base, peer=peer)
+    pairs = likelihoods(traces, sft=sft, base=base, second_model=second_model)
     annotated = [
         replace(trace, meta={**trace.meta, "logprob": pair.sft.total, "tokens": pair.sft.tokens})
         for trace, pair in zip(traces, pairs, strict=True)

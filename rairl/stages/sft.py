@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rairl.params import Params, SftParams
-from rairl.stats import Estimate, exact
-from rairl.traces import Trace, read_traces
+from rairl.core.params import Params
+from rairl.core.stats import Estimate, exact
+from rairl.core.traces import Trace, read_traces
+from rairl.core.training_params import SftParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rairl.tracking import Run
+    from rairl.tracking.run import Run
 
 
 def sft(params: Params, run: Run, *, data: Path, base: Path, model: Path, last: Path) -> dict[str, Estimate]:
@@ -94,8 +95,8 @@ def fine_tune(
     Returns:
         per epoch ``step`` (0-based), ``batches`` so far, ``train/loss`` and ``dev/loss``, in nats per token.
     """
-    from rairl.learn.learner import language_learner
-    from rairl.learn.sft import Fit, adamw, examples, fit, mean_loss, shuffled_batches
+    from rairl.learn.language_model import Fit, adamw, examples, fit, mean_loss, shuffled_batches
+    from rairl.learn.sharding import language_learner
 
     train, held_out = examples(tokenizer, demos), examples(tokenizer, dev)
     warmup = max(1, len(train) // params.batch_size)  # one epoch: a fresh Adam takes full-size steps

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rairl.errors import RairlError
-from rairl.models.folder import CARD, require_reward, write_card
+from rairl.core.errors import RairlError
+from rairl.models.card import CARD, require_reward, write_card
 from rairl.models.reward import RewardModel
-from rairl.tracking import registered_reward
+from rairl.tracking.store import registered_reward
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", CARD]
 """What a reward's folder is made of; nothing else is fetched from the hub."""

@@ -1,0 +1,1 @@
+"""A stage as a task of a Kubeflow pipeline."""

@@ -1,0 +1,1 @@
+"""Checks before a run: the user's data, the parameters, the machine."""

@@ -1,0 +1,1 @@
+"""The report: claims, tables, plots and pages made from figures."""
