@@ -23,7 +23,7 @@ LIGHT_MODULES = [
 
 
 def test_no_heavy_import() -> None:
-    """One interpreter imports them all, and every stage's module, and says after which one something heavy was there."""
+    """One interpreter imports them all and every stage's module, and says which one brings something heavy."""
     code = (
         "import sys, importlib; from rairl.stages.layout import STAGES\n"
         f"for name in [*{LIGHT_MODULES!r}, *(f'rairl.stages.{{stage}}' for stage in STAGES)]:\n"
