@@ -1,4 +1,4 @@
-"""The README and docs/: their commands parse, their links lead somewhere, their figures are those of docs/results.md."""
+"""The README and docs/: commands parse, links lead somewhere, the README's figures are those of docs/results.md."""
 
 import re
 import shlex
@@ -99,7 +99,7 @@ def cells(line: str) -> list[str]:
 
 
 def study_row(title: str, label: str) -> dict[str, str]:
-    """The row ``label`` (a pattern) of the table ``title`` of the study of the default in docs/results.md, by column."""
+    """The row ``label`` (a pattern) of the table ``title`` of the default's study in docs/results.md, by column."""
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     study = text[text.index("<!-- study:default -->") :].split("<!-- end -->")[0]
     lines = study[study.index(f"**{title}") :].split("\n\n")[1].splitlines()
