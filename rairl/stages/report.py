@@ -100,7 +100,7 @@ SECTIONS = {
     "training": (
         "Training a policy",
         "The same questions for every policy: the base model, the one fine-tuned on the demonstrations (SFT, at its "
-        "best epoch and at its last), the second model that lends the reward its body, one trained on whether its "
+        "best epoch and at its last), the second model (the reward's backbone), one trained on whether its "
         "final answers are right (GRPO, an upper reference, since it sees them), and one trained on the learned reward "
         "(R-AIRL).",
     ),
