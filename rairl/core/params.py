@@ -96,14 +96,8 @@ class Params(Section):
                 "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "
                 "use policy.train 'lora' or reward.backbone 'sft'"
             )
-        if self.policy.load_in_4bit and self.policy.train != "lora":
-            raise ValueError("policy.load_in_4bit holds weights that can't learn: use policy.train 'lora'")
         if self.reward.backbone == "shared" and self.base.dtype != self.reward.dtype:
             raise ValueError("reward.backbone 'shared' is the policy's body: set reward.dtype to base.dtype")
-        if self.reward.backbone == "shared" and self.policy.load_in_4bit != self.reward.load_in_4bit:
-            raise ValueError(
-                "reward.backbone 'shared' is the policy's body: set reward.load_in_4bit to policy.load_in_4bit"
-            )
         if self.second_model and self.base.source != "builtin":
             raise ValueError(
                 f"reward.backbone 'second_model' is a built-in one, but base.source is {self.base.source!r}; name "

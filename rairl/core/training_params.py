@@ -111,16 +111,6 @@ class PolicyParams(Section):
         description="keep only what enters each layer for the backward pass, and compute the rest again: a fraction of "
         "the memory for a third more time",
     )
-    load_in_4bit: bool = Field(
-        default=False, description="hold the frozen weights in 4 bits (NF4, by bitsandbytes); for train 'lora'"
-    )
-    rollouts: Literal["transformers", "vllm"] = Field(
-        default="transformers",
-        description="what samples the loop's rollouts; 'vllm', made for big models, has not been run yet",
-    )
-    vllm_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.4, description="share of the GPU's memory for vLLM's copy of the policy and its cache"
-    )
 
 
 Band = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
@@ -202,9 +192,6 @@ class RewardParams(Section):
         description="keep only what enters each layer for the backward pass, and compute the rest again: a fraction of "
         "the memory for a third more time; for train 'lora' and 'full'",
     )
-    load_in_4bit: bool = Field(
-        default=False, description="hold the frozen body in 4 bits (NF4, by bitsandbytes); for train 'lora' and 'head'"
-    )
 
 
 class GuardParams(Section):
@@ -255,8 +242,6 @@ def contradictions(reward: RewardParams) -> Iterator[str]:
         yield f"reward.length_control 'centre' corrects a trace's reward; reward.credit '{reward.credit}' is per step"
     if reward.gradient_checkpointing and reward.train == "head":
         yield "reward.gradient_checkpointing acts on a body that learns; reward.train 'head' keeps nothing anyway"
-    if reward.load_in_4bit and reward.train == "full":
-        yield "reward.load_in_4bit holds weights that can't learn: use reward.train 'lora' or 'head'"
     if reward.accuracy_band is not None and reward.learning_rate_schedule == "cosine":
         yield (
             "reward.learning_rate_schedule 'cosine' needs the number of updates beforehand, which reward.accuracy_band "

@@ -170,9 +170,9 @@ def _backward(learner: Learner, batch: Sequence[Example], pad_id: int, micro_bat
     """Gradient of this process's share of the batch's mean loss per token; returns the loss of all shares."""
     parts = _micro_batches(distributed.mine(batch), micro_batch_tokens)
     value = 0.0
-    for part, counts, last in learner.lockstep(parts, batch[:1]):
+    for part, counts in learner.lockstep(parts, batch[:1]):
         loss = lm_loss(learner.model, part, pad_id) * (supervised(part) / supervised(batch) * counts)
-        learner.backward(loss, last=last)
+        learner.backward(loss)
         value += loss.item()
     return distributed.total(value)
 

@@ -216,7 +216,7 @@ class LearnedReward:
         if not np.isfinite(value):
             raise RairlError(f"the reward's loss is {value} at update {key}; lower reward.learning_rate")
         self.learner.zero_grad()
-        self.learner.backward(loss, last=True)
+        self.learner.backward(loss)
         norm = self.learner.step(self.rate(self.done))
         if not np.isfinite(norm):
             raise RairlError(f"the reward's gradient is {norm} at update {key}; lower reward.learning_rate")

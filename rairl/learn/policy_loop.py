@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,6 @@ from rairl.learn.sharding import language_learner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rairl.learn.engine import Engine
     from rairl.learn.rewards import Metrics, Reward
 
 
@@ -59,7 +57,6 @@ class PolicyLoop:
         on_metrics: called with (iteration, metrics) for each iteration, those before a resume included.
         after_iteration: called with the number of iterations done, for those done now; what it returns (scores on dev)
             joins the iteration's metrics.
-        engine: samples the rollouts in the policy's place, and gets its weights after every step; None: it does.
         guard: when to stop or go back, and which; None never does.
         start: what :attr:`after_iteration` would have given before the first iteration; the guard compares with it.
         done: iterations behind the present weights.
@@ -78,7 +75,6 @@ class PolicyLoop:
     rollouts: Path | None
     on_metrics: Callable[[int, Metrics], None]
     after_iteration: Callable[[int], Metrics] = lambda done: {}
-    engine: Engine | None = None
     guard: GuardParams | None = None
     start: Metrics = field(default_factory=dict)
     done: int = field(init=False, default=0)
@@ -109,7 +105,6 @@ class PolicyLoop:
         """
         self.resume()
         if self.good is None:
-            self.sync()  # also before the first step: the weights in 4 bits are not quite those in the folder
             self.save()
         bar = tqdm(desc=desc, unit="it", initial=self.done, total=self.params.iterations)
         while self.done < self.params.iterations:
@@ -153,7 +148,6 @@ class PolicyLoop:
             rate=self.rate(self.done) * 0.5**self.rollbacks,
             kl=self.kl_weight,
         )
-        self.sync()
         if self.params.kl_target is not None:
             self.kl_weight = adapted_kl_weight(self.kl_weight, metrics["policy/kl"], self.params.kl_target)
         if self.rollouts is not None:
@@ -181,8 +175,8 @@ class PolicyLoop:
     def rollout(self, prompts: Sequence[Trace], n: int, key: str, tag: str) -> tuple[list[Completion], list[Trace]]:
         """Sample ``n`` completions for each prompt from the current policy."""
         seed = random.Random(f"{self.seed}/{key}/{self.position}").getrandbits(31)
-        draw = partial(sample_together, self.policy) if self.engine is None else self.engine.sample
-        completions = draw(
+        completions = sample_together(
+            self.policy,
             self.tokenizer,
             [prompt.problem for prompt in prompts],
             n=n,
@@ -192,11 +186,6 @@ class PolicyLoop:
         )
         meta = {"step": self.done, "seed": seed}
         return completions, to_traces(completions, prompts, self.tokenizer, source="policy", tag=tag, meta=meta)
-
-    def sync(self) -> None:
-        """Give the engine, if there is one, the policy's weights."""
-        if self.engine is not None:
-            self.engine.sync(self.policy)
 
     # --- guard ------------------------------------------------------------------------------------------------------
 
@@ -271,7 +260,6 @@ class PolicyLoop:
         """Inverse of what :meth:`save` kept."""
         self.policy.load_state_dict(state["policy"], strict=False)
         self.learner.restore(state["optimizers"])
-        self.sync()
         self.reward.restore(state["reward"], folder)
         self.done, self.good, self.kl_weight = state["done"], state["good"], state["kl_weight"]
         self.history, self.events = json.loads(state["history"]), json.loads(state["events"])

@@ -123,7 +123,7 @@ def policy_step(
     batches = [[share[at] for at in batch] for batch in batches_by_length(lengths, params.micro_batch_tokens)]
     learner.zero_grad()
     sums = np.zeros(3)
-    for chosen, counts, last in learner.lockstep(batches, [0]):
+    for chosen, counts in learner.lockstep(batches, [0]):
         items = [completions[index] for index in chosen]
         rows = SharedPrompts.of([item.prompt_ids for item in items], [item.ids for item in items], 0, device)
         values = torch.full(rows.tails.shape, float("nan"))
@@ -138,7 +138,7 @@ def policy_step(
             kl=kl,
             entropy=params.entropy,
         )
-        learner.backward(parts.loss / tokens if counts else parts.loss * 0, last=last)
+        learner.backward(parts.loss / tokens if counts else parts.loss * 0)
         sums += [part.item() * counts for part in parts]
     loss, divergence, entropy = (total(value) / tokens for value in sums)
     norm = learner.step(rate) if np.isfinite(loss) else loss

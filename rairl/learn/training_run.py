@@ -31,8 +31,8 @@ class TrainingRun:
         self.params, self.log, self.data, self.work = params, run, data, work
         self.base, self.sft, self.second_model = base, sft, second_model
         self.demos = read_traces(data / "demos.jsonl")
-        self.start = {"base": base, "sft": sft}[params.policy.start]
-        self.policy, self.tokenizer = load_policy(self.start, four_bit=params.policy.load_in_4bit)
+        start = {"base": base, "sft": sft}[params.policy.start]
+        self.policy, self.tokenizer = load_policy(start)
         self.reference = make_trainable(self.policy, params.policy, seed=params.seed)
         self.model: RewardModel = self._new_reward()
         self.dev: Dev = self._dev()
@@ -61,14 +61,13 @@ class TrainingRun:
         from rairl.models.reward import reward_on
 
         params, own = self.params.reward, {"base": self.base, "sft": self.sft, "second_model": self.second_model}
-        dtype, four_bit = params.dtype, params.load_in_4bit
         if params.backbone == "shared":
             body = self.reference, self.tokenizer
         elif params.backbone in own:
-            body = load_policy(own[params.backbone], dtype=dtype, four_bit=four_bit)
+            body = load_policy(own[params.backbone], dtype=params.dtype)
         else:
             source = "reward.backbone", params.backbone, params.revision, self.params.system
-            body = load_source(*source, dtype=dtype, four_bit=four_bit)
+            body = load_source(*source, dtype=params.dtype)
         return reward_on(*body, params, seed=self.params.seed)
 
     def _dev(self) -> Dev:
@@ -172,7 +171,6 @@ class TrainingRun:
         bar.close()
 
     def _loop(self):  # type: ignore[no-untyped-def]
-        from rairl.learn.engine import new_engine
         from rairl.learn.policy_loop import PolicyLoop
 
         def after(done: int) -> dict[str, float]:
@@ -194,7 +192,6 @@ class TrainingRun:
             rollouts=self.work / "rollouts",
             on_metrics=lambda iteration, metrics: self.log.log(metrics, step=iteration),
             after_iteration=after,
-            engine=new_engine(self.params.policy, self.start),
             guard=self.params.guard,
             start=self._start(),
         )

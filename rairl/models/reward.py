@@ -332,7 +332,7 @@ class RewardModel(nn.Module):
 
 def new_reward(folder: str | Path, params: RewardParams, *, seed: int) -> RewardModel:
     """An untrained reward model on the causal model in ``folder``."""
-    return reward_on(*load_policy(folder, dtype=params.dtype, four_bit=params.load_in_4bit), params, seed=seed)
+    return reward_on(*load_policy(folder, dtype=params.dtype), params, seed=seed)
 
 
 def reward_on(
