@@ -224,7 +224,6 @@ def _loop(m: Material, prompts: list[Trace], folder: Path) -> Any:
         rewards,
         params.advantage_floor,
         0,
-        policy=(policy, tokenizer),
     )
     reward.replay.add(m.candidates[: rewards.replay_size])
     return PolicyLoop(
@@ -297,7 +296,7 @@ def large_file(m: Material, runs: int, machine: Machine, count: int = 512) -> li
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "reward"
         source, target = Path(scratch) / "traces.jsonl", Path(scratch) / "scores.jsonl"
-        linear = m.params.reward.model_copy(update={"head": "linear", "spectral_norm": False})
+        linear = m.params.reward.model_copy(update={"head": "linear"})
         new_reward(m.root / "models" / "second_model", linear, seed=0).save_pretrained(folder)
         reward = RewardModel.from_pretrained(folder)
         classify = pipeline("token-classification", model=str(folder), tokenizer=str(folder), device="cpu")

@@ -162,10 +162,10 @@ def wrong(problems: Sequence[Trace], tag: str) -> list[Trace]:
 
 def reward_after(head: str, train: str) -> tuple[LearnedReward, RewardModel]:
     it = params(
-        reward={"head": head, "train": train, "lora_rank": 4, "learning_rate": 1e-3, "ema": 0.5, "demos_per_update": 5}
+        reward={"head": head, "train": train, "lora_rank": 4, "learning_rate": 1e-3, "demos_per_update": 5}
     ).reward
     model = new_reward(FOLDER / "policy", it, seed=0)
-    reward = LearnedReward(model, DEMOS, it, 0.5, 0, policy=load_policy(FOLDER / "policy"))
+    reward = LearnedReward(model, DEMOS, it, 0.5, 0)
     for step in range(2):
         reward.learn(step, wrong)
     return reward, model
@@ -177,8 +177,6 @@ def reward() -> None:
             wanted, one = reward_after(head, train)
         found, other = reward_after(head, train)
         same(one, other, 3e-4)
-        for name, value in wanted.lagging.values.items():  # type: ignore[union-attr]
-            torch.testing.assert_close(found.lagging.values[name], value, rtol=0, atol=3e-4)  # type: ignore[union-attr]
         assert np.allclose(wanted.discriminator.evidence(DEMOS[:3]), found.discriminator.evidence(DEMOS[:3]), atol=1e-3)
         folder = FOLDER / f"state-{head}-{train}-{RANK}"
         folder.mkdir()

@@ -160,7 +160,7 @@ def test_a_right_trace_is_a_positive_and_a_draw_is_no_larger_than_the_experts(
     assert all(positive == (trace.first_error is None) for trace, positive in drawn)
 
 
-@pytest.mark.parametrize("changes", [{}, {"objective": "wgan", "gradient_penalty": 1.0}])
+@pytest.mark.parametrize("changes", [{}, {"objective": "relativistic"}])
 def test_what_was_marked_is_learned(
     learner: Callable[..., LearnedReward], demos: list[Trace], changes: dict[str, Any]
 ) -> None:

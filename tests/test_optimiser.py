@@ -137,11 +137,6 @@ def test_a_resumed_reward_continues_on_the_same_schedule(
         assert torch.equal(one, other)
 
 
-def test_a_fall_over_an_unknown_number_of_updates_is_refused(miniature: Params) -> None:
-    with pytest.raises(RairlError, match=r"reward\.learning_rate_schedule 'cosine' .* accuracy_band"):
-        tuned(miniature, reward={"learning_rate_schedule": "cosine", "accuracy_band": [0.6, 0.9]})
-
-
 # --- the optimiser ---------------------------------------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ def test_a_study_is_seeds_times_variants_the_baseline_first(tmp_path: Path) -> N
         ({"variants": {"a": {"seed": 3}}}, "variant 'a' changes 'seed'"),
         ({"variants": {"a": {"reward.heads": 3}}}, "variant 'a': unknown key 'reward.heads'"),
         ({"variants": {"a": {"rewards.head": 3}}}, "variant 'a': unknown key 'rewards.head'"),
-        ({"variants": {"a": {"reward.objective": "wgan"}}}, "needs a Lipschitz bound"),
+        ({"variants": {"a": {"reward.head": "surprisal", "reward.train": "full"}}}, "would move the log-probabilities"),
         ({"variants": {"a/b": {}}, "baseline": "a/b"}, "mini.yaml: variants"),
         ({"seeds": [1, 1]}, "seeds names one twice"),
         ({"seeds": []}, "mini.yaml: seeds"),

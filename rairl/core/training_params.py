@@ -113,9 +113,6 @@ class PolicyParams(Section):
     )
 
 
-Band = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
-
-
 class RewardParams(Section):
     """The reward model (discriminator) and its training."""
 
@@ -136,18 +133,11 @@ class RewardParams(Section):
     train: Literal["head", "lora", "full"] = Field(description="what learns beside the head: nothing, adapters, or all")
     lora_rank: PositiveInt = Field(description="rank of the adapters, for train 'lora'; alpha is twice the rank")
     granularity: Granularity = Field(description="where the logit is trained and read")
-    interval: PositiveInt = Field(description="tokens between reads, for granularity 'interval'")
-    objective: Literal["bce", "wgan", "relativistic"] = Field(
-        description="'bce' with label smoothing; 'wgan', which needs a Lipschitz bound; 'relativistic': Bradley-Terry "
-        "within a prompt"
-    )
-    form: Literal["logit", "airl"] = Field(
-        description="'logit': the reward is the logit; 'airl': D = sigmoid(f - log pi), f = g + gamma h' - h, reward g"
+    objective: Literal["bce", "relativistic"] = Field(
+        description="'bce': binary cross-entropy; 'relativistic': Bradley-Terry within a prompt"
     )
     switch_labels: bool = Field(description="count rollouts with a right answer as positives; this uses answers")
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(description="for 'bce' and 'relativistic'")
-    gradient_penalty: Annotated[float, Field(ge=0)] = Field(description="weight of (|gradient of the head| - 1)^2")
-    spectral_norm: bool = Field(description="keep every linear map of the head 1-Lipschitz")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(description="targets are 1 - this and this")
     dropout: Fraction = Field(description="in front of the head's last linear map")
     optimizer: Optimizer = "adamw"
     adam_beta2: Beta2 = 0.999
@@ -156,15 +146,10 @@ class RewardParams(Section):
         description="'mean' (as published) or 'last' read as one advantage for all tokens; per step: discounted "
         "'return'-to-go of the reads' differences, the 'difference' alone, or the lowest one still to come ('min')"
     )
-    discount: Annotated[float, Field(ge=0, le=1)] = Field(description="for credit 'return', and gamma of form 'airl'")
+    discount: Annotated[float, Field(ge=0, le=1)] = Field(description="for credit 'return'")
     clip: PositiveFloat | None = Field(
         default=None, description="reads are clipped to +-this before credit; null for no clip"
     )
-    normalise: bool = Field(description="divide rewards by their running standard deviation")
-    length_control: Literal["none", "match", "centre"] = Field(
-        description="'match': negatives of the experts' lengths; 'centre': what length explains is taken off the reward"
-    )
-    ema: Fraction = Field(description="decay of the lagging copy that scores; 0 scores with the weights themselves")
     learning_rate: PositiveFloat
     learning_rate_schedule: Schedule = "constant"
     learning_rate_warmup: NonNegativeInt = Field(description="updates over which the learning rate rises linearly")
@@ -174,11 +159,6 @@ class RewardParams(Section):
         "from SFT as many of the SFT policy"
     )
     updates_per_iteration: NonNegativeInt
-    accuracy_band: Band | None = Field(
-        default=None,
-        description="below it the updates per iteration double (up to 4 times as many), above it they halve (down "
-        "to 0); null keeps their number fixed",
-    )
     demos_per_update: PositiveInt
     rollout_prompts: Literal["demos", "others"] = Field(
         description="fresh rollouts on the demonstrations' own prompts, or the policy's batch on other prompts"
@@ -230,22 +210,7 @@ def contradictions(reward: RewardParams) -> Iterator[str]:
         )
     if reward.backbone == "shared" and reward.train == "full":
         yield "reward.backbone 'shared' is frozen, the policy reads it too: use reward.train 'head' or 'lora'"
-    if reward.objective == "wgan" and not (reward.gradient_penalty or reward.spectral_norm):
-        yield "reward.objective 'wgan' needs a Lipschitz bound: set reward.gradient_penalty or reward.spectral_norm"
     if reward.objective == "relativistic" and reward.rollout_prompts == "others":
         yield "reward.objective 'relativistic' compares traces of one prompt; set reward.rollout_prompts to 'demos'"
-    if reward.form == "airl" and reward.objective != "bce":
-        yield "reward.form 'airl' defines its own discriminator, sigmoid(f - log pi); use reward.objective 'bce'"
-    if reward.form == "airl" and reward.granularity == "sparse":
-        yield "reward.form 'airl' shapes between successive reads; reward.granularity 'sparse' reads once"
-    if reward.length_control == "centre" and per_step:
-        yield f"reward.length_control 'centre' corrects a trace's reward; reward.credit '{reward.credit}' is per step"
     if reward.gradient_checkpointing and reward.train == "head":
         yield "reward.gradient_checkpointing acts on a body that learns; reward.train 'head' keeps nothing anyway"
-    if reward.accuracy_band is not None and reward.learning_rate_schedule == "cosine":
-        yield (
-            "reward.learning_rate_schedule 'cosine' needs the number of updates beforehand, which reward.accuracy_band "
-            "changes: use 'constant' or accuracy_band null"
-        )
-    if reward.accuracy_band is not None and reward.accuracy_band[0] >= reward.accuracy_band[1]:
-        yield "reward.accuracy_band needs its lower bound first"

@@ -13,8 +13,9 @@ from rairl.core.traces import Trace, read_traces
 from rairl.learn.learned_reward import LearnedReward
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from rairl.evaluate.calibrate import Dev
-    from rairl.learn.discriminator import Policy
     from rairl.models.reward import RewardModel
     from rairl.tracking.run import Run
 
@@ -36,7 +37,6 @@ class TrainingRun:
         self.reference = make_trainable(self.policy, params.policy, seed=params.seed)
         self.model: RewardModel = self._new_reward()
         self.dev: Dev = self._dev()
-        # With logged traces the policy, which never moves, stands for their unknown writers where log pi is asked for.
         self.reward: LearnedReward = LearnedReward(
             self.model,
             self.demos,
@@ -46,8 +46,6 @@ class TrainingRun:
             baseline=params.policy.baseline,
             held_out=self.dev.experts,
             labelled=self._labels("labels_train"),
-            policy=(self.policy, self.tokenizer),
-            temperature=params.policy.temperature,
             iterations=0 if params.logged else params.policy.iterations,
         )
         self.rows: list[dict[str, float]] = []
@@ -82,7 +80,13 @@ class TrainingRun:
         path = self.data / f"{split}.jsonl"
         return read_traces(path) if path.exists() else []
 
-    def _rollouts(self, policy: Policy, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
+    def _rollouts(
+        self,
+        policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+        prompts: Sequence[Trace],
+        n: int,
+        key: str,
+    ) -> list[Trace]:
         import random
 
         from rairl.learn.rollouts import sample_together, to_traces
@@ -206,9 +210,8 @@ class TrainingRun:
 
         def keep() -> dict[str, float]:
             folder = self._checkpoint(step)
-            with self.reward.scoring():
-                scores, self.model.calibration = dev_scores(self.model, self.dev)
-                self.model.save_pretrained(folder)
+            scores, self.model.calibration = dev_scores(self.model, self.dev)
+            self.model.save_pretrained(folder)
             write_scores(folder, step, scores)
             write_card(folder, self.data / "card.json")
             return scores

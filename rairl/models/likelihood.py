@@ -79,23 +79,17 @@ def completion_surprise(
     tokenizer: PreTrainedTokenizerBase,
     traces: Sequence[Trace],
     *,
-    temperature: float = 1.0,
     batch_tokens: int = 4096,
     progress: bool = False,
 ) -> list[tuple[Encoded, np.ndarray]]:
-    """Each trace's tokens, and log-probability and entropy, in nats, of the completion's: ``(T, 2)``, else NaN.
-
-    Args:
-        temperature: of the distribution that both are of.
-    """
+    """Each trace's tokens, and log-probability and entropy, in nats, of the completion's: ``(T, 2)``, else NaN."""
     encoded = encode(tokenizer, traces)
     found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
     bar = tqdm(total=len(traces), desc="log-probabilities", unit="trace", disable=not progress)
     for batch in batches_by_length([row.tail for row in encoded], batch_tokens):
         rows = SharedPrompts.of_encoded([encoded[index] for index in batch], tokenizer.pad_token_id or 0, device)
-        logits = tempered(rows.read(model).logits, temperature)
-        surprise = token_surprise(logits, rows.tails).cpu().double().numpy()
+        surprise = token_surprise(rows.read(model).logits, rows.tails).cpu().double().numpy()
         for index, read in zip(batch, surprise, strict=True):
             item = encoded[index]
             found[index] = np.full((len(item.ids), 2), np.nan)
