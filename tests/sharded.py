@@ -115,7 +115,7 @@ def resume() -> None:
 
 
 def policy_after(train: str) -> nn.Module:
-    it = params(policy={"train": train, "lora_rank": 4, "micro_batch_tokens": 200, "entropy": 0.01}).policy
+    it = params(policy={"train": train, "lora_rank": 4, "micro_batch_tokens": 200, "kl": 0.1}).policy
     model, tokenizer = load_policy(FOLDER / "policy")
     reference = make_trainable(model, it, seed=0)
     rows = encode(tokenizer, DEMOS[:7])
@@ -128,7 +128,7 @@ def policy_after(train: str) -> nn.Module:
     learner = language_learner(model, adam)
     assert not isinstance(learner, Fsdp) or replaceable(learner.model)  # prompts and completions go in one pass
     for step in range(3):
-        metrics = policy_step(learner, reference, completions, advantages, it, rate=1e-3, kl=0.1)
+        metrics = policy_step(learner, reference, completions, advantages, it, rate=1e-3)
         NORMS.setdefault(f"{train} {step}", metrics["policy/grad_norm"])
         assert abs(metrics["policy/grad_norm"] - NORMS[f"{train} {step}"]) < 1e-3, (train, step, metrics)
         # Between two updates the policy generates, each process for itself and one more than the other.

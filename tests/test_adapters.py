@@ -68,7 +68,6 @@ def move(model: nn.Module, reference: nn.Module, folder: Path, demos: list[Trace
             advantages,
             params.policy,
             rate=0.1,
-            kl=params.policy.kl,
         )
 
 

@@ -58,9 +58,7 @@ def stepped(
         model, [torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.01)]
     )
     completions, advantages = rows_of(folder, demos)
-    return policy_step(learner, reference, completions, advantages, params.policy, rate=0.01, kl=params.policy.kl)[
-        "policy/kl"
-    ]
+    return policy_step(learner, reference, completions, advantages, params.policy, rate=0.01)["policy/kl"]
 
 
 # --- bfloat16 --------------------------------------------------------------------------------------------------------
@@ -89,7 +87,7 @@ def test_a_policy_of_bfloat16_learns_in_float32_and_is_saved_as_it_was(
     rows = SharedPrompts.of([it.prompt_ids for it in completions], [it.ids for it in completions], 0, IDS.device)
     values = torch.full(rows.tails.shape, float("nan"))
     values[0, 1 : len(advantages[0]) + 1] = 1.0
-    losses = policy_loss(model, reference, rows, values, temperature=1.0, kl=0.1, entropy=0.1)
+    losses = policy_loss(model, reference, rows, values, temperature=1.0, kl=0.1)
     assert {part.dtype for part in losses} == {torch.float32}
     assert lm_loss(model, examples(tokenizer, demos[:2]), 0).dtype == torch.float32
     assert all(isinstance(value, float) for value in sample_of(model, tokenizer).logprobs)

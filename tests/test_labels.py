@@ -130,7 +130,7 @@ def test_reads_before_the_first_wrong_step_count_for_neither_class(
     batch = DiscriminatorBatch([demos[0], wrong], ["expert", "labelled"], np.array([True, False]))
     assert (batch.since(0), batch.since(1)) == (0, wrong.steps[1].start)
     reward.model.eval()
-    loss, last = reward.discriminator.loss(batch, seed=0)
+    loss, last = reward.discriminator.loss(batch)
     good, bad = (one.logits for one in reward.discriminator.reads([demos[0], wrong]))
     assert last[1] == pytest.approx(bad[-1], abs=1e-5)
     # Step by step that is all but the first read, token by token what follows the line break behind step 0.
@@ -140,7 +140,7 @@ def test_reads_before_the_first_wrong_step_count_for_neither_class(
     expected = np.logaddexp(0, -good).mean() / 2 + np.logaddexp(0, bad[right:]).mean() / 2
     assert loss.item() == pytest.approx(expected, abs=1e-5)
     whole = replace(batch, kinds=["expert", "policy"])  # the same trace as somebody's rollout counts as a whole
-    assert reward.discriminator.loss(whole, seed=0)[0].item() == pytest.approx(
+    assert reward.discriminator.loss(whole)[0].item() == pytest.approx(
         np.logaddexp(0, -good).mean() / 2 + np.logaddexp(0, bad).mean() / 2, abs=1e-5
     )
 

@@ -63,7 +63,6 @@ def test_an_unknown_key_is_named(values: dict[str, Any], key: str) -> None:
         ("sample.temperatures", []),
         ("sample.temperatures", 1.0),
         ("sample.extra_n", 0),
-        ("sft.patience", 0),
         ("report.bootstrap", 99),
         ("tracking.experiment", ""),
     ],

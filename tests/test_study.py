@@ -117,7 +117,7 @@ def test_variants_share_what_their_parameters_do_not_tell_apart(miniature: Param
     assert set(tasks_of(miniature)) == SHARED | OWN
     assert differing(miniature) == set()
     assert differing(miniature, reward__switch_labels=True) == OWN
-    assert differing(miniature, guard__action="off") == OWN
+    assert differing(miniature, guard__action="stop") == OWN
     assert differing(miniature, reward__switch_labels=True, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
     without = tasks_of(parse_params(changed(miniature.model_dump(), {"reward.backbone": "sft"})))
     assert set(without) == (SHARED | OWN) - {"sample.second_model"}

@@ -89,8 +89,6 @@ class Params(Section):
             raise ValueError(f"rerank.n is {self.rerank.n} but only sample.n = {self.sample.n} candidates are drawn")
         for problem in contradictions(self.reward):
             raise ValueError(problem)
-        if self.policy.kl_target is not None and self.policy.kl == 0:
-            raise ValueError("policy.kl_target adapts the weight policy.kl, which must start above 0")
         if self.reward.backbone == "shared" and self.policy.train != "lora":
             raise ValueError(
                 "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "

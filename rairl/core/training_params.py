@@ -56,9 +56,6 @@ class SftParams(Section):
     """Supervised fine-tuning on the demonstrations; the epoch with the best dev loss wins."""
 
     epochs: PositiveInt
-    patience: PositiveInt | None = Field(
-        default=None, description="epochs without a better dev loss before stopping; null runs all epochs"
-    )
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     train: Literal["full", "lora"] = Field(
@@ -94,13 +91,6 @@ class PolicyParams(Section):
     adam_beta2: Beta2 = 0.999
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards policy.start")
-    kl_target: PositiveFloat | None = Field(
-        default=None, description="nats per token that the KL weight adapts to hold; null keeps it fixed"
-    )
-    entropy: Annotated[float, Field(ge=0)] = Field(description="weight of the entropy bonus, per token in nats")
-    baseline: Literal["group", "leave_one_out"] = Field(
-        description="what a sample's reward is compared with: the mean of its group, or of the others in it"
-    )
     advantage_floor: PositiveFloat = Field(description="advantages are divided by max(group std, this)")
     checkpoint_every: PositiveInt = Field(description="iterations between resumable checkpoints")
     micro_batch_tokens: PositiveInt = Field(
@@ -175,26 +165,11 @@ class RewardParams(Section):
 
 
 class GuardParams(Section):
-    """The collapse guard of the rairl stage: what counts as a collapse, and what to do then."""
+    """The collapse guard of the rairl stage; what counts as a collapse is in :mod:`rairl.learn.collapse_guard`."""
 
     action: Literal["off", "stop", "rollback"] = Field(
-        description="'stop' ends with the last good checkpoint; 'rollback' goes on from it at half the learning rate"
-    )
-    patience: PositiveInt = Field(description="iterations in a row that a sign of collapse must last")
-    length_ratio: Annotated[float, Field(gt=1)] = Field(
-        description="mean length above this multiple of the first iterations', or below its inverse"
-    )
-    min_entropy: Fraction = Field(description="entropy below this share of the first iterations'")
-    saturation: Annotated[float, Field(gt=0.5, le=1)] = Field(
-        description="discriminator accuracy on experts and on fresh rollouts both above this"
-    )
-    hacking: Annotated[float, Field(gt=0)] = Field(
-        description="fall below its best of the share of dev problems that the policy solves; or of the reward's dev "
-        "score, while the learned reward is at its highest"
-    )
-    min_auroc: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="no policy is trained on a warmed-up reward that tells right from wrong rollouts on dev less "
-        "surely than this (AUROC within a problem; 0.5 is chance)"
+        description="'stop' ends with the last good checkpoint; 'rollback' goes on from it at half the learning rate; "
+        "neither trains a policy on a warmed-up reward that can't tell right from wrong"
     )
 
 

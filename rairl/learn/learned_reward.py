@@ -16,7 +16,7 @@ from rairl.core.errors import RairlError
 from rairl.core.traces import Trace, read_traces, write_traces
 from rairl.core.training_params import RewardParams
 from rairl.learn import distributed
-from rairl.learn.credit import Baseline, group_advantages, step_advantages
+from rairl.learn.credit import group_advantages, step_advantages
 from rairl.learn.diagnostics import boundary, discriminator_metrics, reward_metrics
 from rairl.learn.discriminator import Discriminator
 from rairl.learn.discriminator_batch import Corruptions, Replay, compose
@@ -46,7 +46,6 @@ class LearnedReward:
         model: the reward model.
         demos: expert traces.
         floor: smallest divisor of advantages.
-        baseline: what a sample's reward is compared with: ``group`` or ``leave_one_out``.
         held_out: expert traces that are never trained on, to measure memorisation.
         labelled: traces whose first wrong step a reviewer marked, to learn from.
         iterations: of the policy, after the warm-up; the learning rate's schedule ends with them.
@@ -60,7 +59,6 @@ class LearnedReward:
     params: RewardParams
     floor: float
     seed: int
-    baseline: Baseline = "group"
     held_out: Sequence[Trace] = ()
     labelled: Sequence[Trace] = ()
     iterations: int = 0
@@ -101,9 +99,9 @@ class LearnedReward:
         rule = self.params.credit
         if rule == "mean" or rule == "last":
             rewards = np.array([one[-1] if rule == "last" else one.mean() for one in per_trace]).reshape(last.shape)
-            return spread(group_advantages(rewards, self.floor, self.baseline).ravel(), batch.completions), metrics
+            return spread(group_advantages(rewards, self.floor).ravel(), batch.completions), metrics
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
-        by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
+        by_group = step_advantages(groups, rule, self.params.discount, self.floor)
         flat = [values for group in by_group for values in group]
         ends = character_ends(batch.tokenizer, [completion.ids for completion in batch.completions])
         return [

@@ -29,7 +29,7 @@ from rairl.learn import checkpoints
 from rairl.learn.collapse_guard import MAX_ROLLBACKS, begun, collapse
 from rairl.learn.distributed import by_first
 from rairl.learn.learner import adamw_of, rates
-from rairl.learn.policy_step import adapted_kl_weight, policy_step
+from rairl.learn.policy_step import policy_step
 from rairl.learn.rewards import Batch
 from rairl.learn.rollouts import Completion, sample_together, to_traces
 from rairl.learn.sharding import language_learner
@@ -84,7 +84,6 @@ class PolicyLoop:
     def __post_init__(self) -> None:
         self.learner = language_learner(self.policy, adamw_of(self.params))
         self.rate = rates(self.params, self.params.warmup_iterations, self.params.iterations)
-        self.kl_weight = self.params.kl
         self.good: int | None = None
 
     @property
@@ -146,10 +145,7 @@ class PolicyLoop:
             advantages,
             self.params,
             rate=self.rate(self.done) * 0.5**self.rollbacks,
-            kl=self.kl_weight,
         )
-        if self.params.kl_target is not None:
-            self.kl_weight = adapted_kl_weight(self.kl_weight, metrics["policy/kl"], self.params.kl_target)
         if self.rollouts is not None:
             file = self.rollouts / f"iteration-{self.done:05d}.jsonl"
             by_first(lambda: write_traces(file, traces))
@@ -194,8 +190,7 @@ class PolicyLoop:
         if self.guard is None or self.guard.action == "off":
             return None
         self.history[-1]["guard/rollbacks"] = self.rollbacks
-        guard = self.guard
-        reason = by_first(lambda: collapse(self.history, guard, self.start))
+        reason = by_first(lambda: collapse(self.history, self.start))
         if reason is None:
             return None
         action = "stop" if self.rollbacks == MAX_ROLLBACKS else self.guard.action
@@ -219,11 +214,10 @@ class PolicyLoop:
     def sound(self) -> bool:
         """Whether nothing speaks against the present weights. Where dev problems are counted now and then, only a count
         tells: between two of them a policy can be lost unseen."""
-        guard = self.guard
-        if guard is None:
+        if self.guard is None:
             return True
         counted = "dev/correct" not in self.start or not self.history or "dev/correct" in self.history[-1]
-        return counted and not by_first(lambda: begun(self.history, guard, self.start))
+        return counted and not by_first(lambda: begun(self.history, self.start))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -239,7 +233,6 @@ class PolicyLoop:
                 "good": self.good,
                 "policy": trained_weights(self.policy),
                 "optimizers": optimizers,
-                "kl_weight": self.kl_weight,
                 "reward": self.reward.state(folder),
                 "history": json.dumps(self.history),
                 "events": json.dumps(self.events),
@@ -261,7 +254,7 @@ class PolicyLoop:
         self.policy.load_state_dict(state["policy"], strict=False)
         self.learner.restore(state["optimizers"])
         self.reward.restore(state["reward"], folder)
-        self.done, self.good, self.kl_weight = state["done"], state["good"], state["kl_weight"]
+        self.done, self.good = state["done"], state["good"]
         self.history, self.events = json.loads(state["history"]), json.loads(state["events"])
 
 

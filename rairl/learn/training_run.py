@@ -43,7 +43,6 @@ class TrainingRun:
             params.reward,
             params.policy.advantage_floor,
             params.seed,
-            baseline=params.policy.baseline,
             held_out=self.dev.experts,
             labelled=self._labels("labels_train"),
             iterations=0 if params.logged else params.policy.iterations,
@@ -128,8 +127,7 @@ class TrainingRun:
         from rairl.learn.collapse_guard import unfit
         from rairl.learn.distributed import by_first
 
-        guard = self.params.guard
-        reason = None if guard.action == "off" else unfit(self._start(), guard)
+        reason = None if self.params.guard.action == "off" else unfit(self._start())
         if reason is not None:
             self.events.append({"iteration": 0, "reason": reason, "action": "stop"})
             by_first(lambda: tqdm.write(f"rairl: {reason}"))

@@ -23,11 +23,6 @@ AT_ONCE = 2**18
 """Logits that are turned into probabilities at a time on a processor."""
 
 
-def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits over the temperature; at 1 the very same, since a copy of all logits takes time."""
-    return logits if temperature == 1 else logits / temperature
-
-
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each token and entropy of what it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
     if logits.device.type == "cpu" and not torch.is_grad_enabled():

@@ -54,7 +54,7 @@ def grpo(
         reference=make_trainable(policy, params.policy, seed=params.seed),
         tokenizer=tokenizer,
         prompts=prompts,
-        reward=OutcomeReward(params.policy.advantage_floor, params.policy.baseline),
+        reward=OutcomeReward(params.policy.advantage_floor),
         params=params.policy,
         seed=params.seed,
         checkpoints=checkpoint_folder("grpo", params, [data / "card.json", start]),
