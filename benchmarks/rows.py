@@ -21,7 +21,7 @@ from benchmarks.floors import Machine, attention_flops, matmul_flops, rollout_wo
 from benchmarks.material import Material
 from benchmarks.paired import Row, Times, in_turn, row
 from rairl.core.traces import Trace, read_traces, write_traces
-from rairl.core.training_params import BaseParams
+from rairl.core.training_params import BuiltinBase
 from rairl.learn.rollouts import sample
 from rairl.models.policy import load_policy, make_trainable
 from rairl.models.reading import SharedPrompts, encode, render_prompt
@@ -263,7 +263,7 @@ def candidates_of_one(m: Material, runs: int, machine: Machine, prompt: int = 15
     return [_candidates(m, pairs, machine, prompt, n, base, kind) for kind, (base, pairs) in kinds.items()]
 
 
-def _candidates(m: Material, runs: int, machine: Machine, prompt: int, n: int, base: BaseParams, kind: str) -> Row:
+def _candidates(m: Material, runs: int, machine: Machine, prompt: int, n: int, base: BuiltinBase, kind: str) -> Row:
     from rairl.models.base import new_model
 
     model = new_model(base, m.tokenizer, max_tokens=4 * prompt, seed=0).eval()

@@ -13,7 +13,7 @@ import torch
 from rairl.core.errors import RairlError
 from rairl.core.params import Params, load_params
 from rairl.core.traces import Trace
-from rairl.core.training_params import BaseParams, RewardParams
+from rairl.core.training_params import BuiltinBase, RewardParams
 from rairl.learn.learned_reward import LearnedReward
 from rairl.learn.learner import trained
 from rairl.learn.rewards import Batch
@@ -311,7 +311,7 @@ def test_a_trace_beyond_the_backbones_positions_is_named(
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory, miniature_base: BaseParams) -> Path:
+def foreign(tmp_path_factory: pytest.TempPathFactory, miniature_base: BuiltinBase) -> Path:
     """A second tiny model whose tokens run over line ends and word borders, and which has no chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -336,7 +336,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory, miniature_base: BaseParams
 
 
 @pytest.fixture(scope="module")
-def miniature_base() -> BaseParams:
+def miniature_base() -> BuiltinBase:
     return load_params(ROOT / "tests" / "miniature.yaml").base
 
 

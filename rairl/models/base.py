@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rairl.core.errors import RairlError
-from rairl.core.training_params import BaseParams
+from rairl.core.training_params import BuiltinBase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +50,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return fast
 
 
-def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seed: int) -> PreTrainedModel:
+def new_model(
+    params: BuiltinBase, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seed: int
+) -> PreTrainedModel:
     """A Llama with random weights, ready to learn."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

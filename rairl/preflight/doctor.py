@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from rairl.core.dataset_params import RealText
 from rairl.core.errors import RairlError
 from rairl.core.params import Params
+from rairl.core.training_params import BuiltinBase
 from rairl.preflight.presets import hub_sources
 from rairl.preflight.sizing import GB, Architecture, Gpu, Plan, hours, memory, per_gpu, seconds
 
@@ -98,7 +99,7 @@ def read_config(source: str, revision: str | None) -> dict[str, Any]:
 def plan_of(params: Params) -> Plan:
     """The run that the parameters describe, with lengths at their longest."""
     base, policy, reward = params.base, params.policy, params.reward
-    if base.source == "builtin":
+    if isinstance(base, BuiltinBase):
         sizes = Architecture(
             base.hidden_size, base.hidden_size * 5 // 2, base.layers, base.heads, base.heads, base.vocab_size, tied=True
         )
@@ -251,7 +252,7 @@ def doctor(params: Params, folder: Path) -> Iterator[Finding]:
 def _gpu(params: Params) -> Finding:
     import torch
 
-    small = params.base.source == "builtin"
+    small = isinstance(params.base, BuiltinBase)
     if not torch.cuda.is_available():
         built = "with" if torch.version.cuda else "without"
         text = f"GPU: none (torch {torch.__version__}, built {built} CUDA)"
