@@ -64,7 +64,7 @@ def test_a_study_is_seeds_times_variants_the_baseline_first(tmp_path: Path) -> N
         ({"variants": {"a": {"seed": 3}}}, "variant 'a' changes 'seed'"),
         ({"variants": {"a": {"reward.heads": 3}}}, "variant 'a': unknown key 'reward.heads'"),
         ({"variants": {"a": {"rewards.head": 3}}}, "variant 'a': unknown key 'rewards.head'"),
-        ({"variants": {"a": {"reward.objective": "wgan"}}}, "needs a Lipschitz bound"),
+        ({"variants": {"a": {"reward.head": "surprisal", "reward.train": "full"}}}, "would move the log-probabilities"),
         ({"variants": {"a/b": {}}, "baseline": "a/b"}, "mini.yaml: variants"),
         ({"seeds": [1, 1]}, "seeds names one twice"),
         ({"seeds": []}, "mini.yaml: seeds"),
@@ -117,7 +117,7 @@ def test_variants_share_what_their_parameters_do_not_tell_apart(miniature: Param
     assert set(tasks_of(miniature)) == SHARED | OWN
     assert differing(miniature) == set()
     assert differing(miniature, reward__switch_labels=True) == OWN
-    assert differing(miniature, guard__action="off") == OWN
+    assert differing(miniature, guard__action="stop") == OWN
     assert differing(miniature, reward__switch_labels=True, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
     without = tasks_of(parse_params(changed(miniature.model_dump(), {"reward.backbone": "sft"})))
     assert set(without) == (SHARED | OWN) - {"sample.second_model"}
