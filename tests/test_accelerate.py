@@ -88,7 +88,7 @@ def test_what_sharding_can_not_do_is_refused(
 
     monkeypatch.setattr(distributed, "sharding", lambda: "zero")
     lora = new_reward(tiny_policy, miniature.reward.model_copy(update={"train": "lora"}), seed=0)
-    with pytest.raises(RairlError, match="a body and a head; use configs"):
+    with pytest.raises(RairlError, match="a body and a head; use rairl/kubeflow"):
         reward_learner(lora, adamw)
     head = reward_learner(new_reward(tiny_policy, miniature.reward, seed=0), adamw)
     assert type(head) is Learner  # too small to be split

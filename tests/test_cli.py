@@ -86,7 +86,7 @@ def test_presets_are_listed_printed_and_valid(tmp_path: Path) -> None:
     listed = rairl("params", check=True)
     assert "dataset: gsm8k, medreason, mmlu_pro" in listed.stderr and "may be left out" in listed.stderr
     names = listed.stdout.split()
-    assert names == sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+    assert names == sorted(path.stem for path in (ROOT / "rairl" / "presets").glob("*.yaml"))
     for name in names:
         done = rairl("params", "--preset", name, check=True)
         (tmp_path / "params.yaml").write_text(done.stdout)

@@ -120,7 +120,7 @@ def test_what_makes_weights_and_updates_smaller_is_counted(tmp_path: Path) -> No
 
 
 def test_the_bigger_benchmark_is_tens_of_millions_and_fits(root: Path) -> None:
-    params = load_params(root / "presets" / "arithmetic-gpu.yaml")
+    params = load_params(root / "rairl" / "presets" / "arithmetic-gpu.yaml")
     assert needs(params, GPUS["h100"], 1).problem is None
     assert 30e6 < preflight.plan_of(params).policy.parameters < 90e6
     assert params.base.dtype == "bfloat16" and (params.dataset.steps, params.dataset.largest) > (6, 40)  # type: ignore[union-attr]

@@ -15,9 +15,9 @@ SCRIPT = Path(__file__).parent / "sharded.py"
 
 
 def launch(configuration: str, folder: Path, *cases: str) -> None:
-    """``accelerate launch`` with a file of configs/accelerate; without a GPU the processes talk over gloo."""
+    """``accelerate launch`` with a file of rairl/kubeflow/accelerate; without a GPU the processes talk over gloo."""
     root = SCRIPT.parents[1]
-    config = root / "configs" / "accelerate" / f"{configuration}.yaml"
+    config = root / "rairl" / "kubeflow" / "accelerate" / f"{configuration}.yaml"
     words = ["--config_file", str(config), "--num_processes", "2", str(SCRIPT), str(folder), *cases]
     environment = {**os.environ, "PYTHONPATH": str(root), "TQDM_DISABLE": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(

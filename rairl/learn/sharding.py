@@ -54,7 +54,7 @@ def reward_learner(model: RewardModel, make: Callable[[nn.Module], Optimizers]) 
     if kind == "zero":
         raise RairlError(
             f"DeepSpeed shards one whole model, and a reward that learns by reward.train {model.params.train!r} is a "
-            "body and a head; use configs/accelerate/fsdp.yaml, or reward.train: head"
+            "body and a head; use rairl/kubeflow/accelerate/fsdp.yaml, or reward.train: head"
         )
     twin = _twin(model)
     return Fsdp(model, twin, make, twin.backbone if twin.adapter is None else twin.adapter)
@@ -180,7 +180,7 @@ def _fully_shard(body: nn.Module) -> None:
 
     plugin = FullyShardedDataParallelPlugin()
     if plugin.fsdp_version != 2 or isinstance(plugin.cpu_offload, CPUOffloadPolicy):
-        raise RairlError("FSDP is used in version 2 and without offloading; see configs/accelerate/fsdp.yaml")
+        raise RairlError("FSDP is used in version 2 and without offloading; see rairl/kubeflow/accelerate/fsdp.yaml")
     device = next(body.parameters()).device.type
     if plugin.activation_checkpointing:
         checkpoint_gradients(body)
