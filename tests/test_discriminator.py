@@ -195,7 +195,7 @@ def test_switching_changes_what_is_learned(make: Make) -> None:
         fresh = [replace(trace, correct=True) for trace in rollout(experts_of(reward), "x")]
         for _ in range(5):
             reward.update(fresh, "0")
-        return float(np.mean([one.last for one in reward.model.score(fresh)]))
+        return float(np.mean([one.last for one in reward.model.step_logits(fresh)]))
 
     assert score(True) > score(False)
 
@@ -338,9 +338,9 @@ def test_the_lagging_copy_scores_and_is_what_is_saved(make: Make, scored: Batch,
     assert abs(lagging.advantages(scored)[1]["reward/mean"] - before) < abs(moved - before) / 100
     with lagging.scoring():
         lagging.model.save_pretrained(tmp_path)
-        kept = lagging.model.score(scored.traces[:1])[0].last
-    assert RewardModel.from_pretrained(tmp_path).score(scored.traces[:1])[0].last == pytest.approx(kept, abs=1e-5)
-    assert lagging.model.score(scored.traces[:1])[0].last != pytest.approx(kept, abs=1e-3)
+        kept = lagging.model.step_logits(scored.traces[:1])[0].last
+    assert RewardModel.from_pretrained(tmp_path).step_logits(scored.traces[:1])[0].last == pytest.approx(kept, abs=1e-5)
+    assert lagging.model.step_logits(scored.traces[:1])[0].last != pytest.approx(kept, abs=1e-3)
 
 
 def test_the_stage_keeps_the_weights_that_score(make: Make, demos: list[Trace], tmp_path: Path) -> None:
@@ -350,10 +350,10 @@ def test_the_stage_keeps_the_weights_that_score(make: Make, demos: list[Trace], 
     training.reward, training.model, training.log, training.work = reward, reward.model, NullRun(), tmp_path
     training.dev, training.data = make_dev(demos[:4], [], copies=1, seed=0), tmp_path
     training._keep(0)
-    kept = RewardModel.from_pretrained(tmp_path / "rewards" / "step-00000").score(demos[:1])[0].last
+    kept = RewardModel.from_pretrained(tmp_path / "rewards" / "step-00000").step_logits(demos[:1])[0].last
     with reward.scoring():
-        assert kept == pytest.approx(reward.model.score(demos[:1])[0].last, abs=1e-5)
-    assert kept != pytest.approx(reward.model.score(demos[:1])[0].last, abs=1e-3)
+        assert kept == pytest.approx(reward.model.step_logits(demos[:1])[0].last, abs=1e-5)
+    assert kept != pytest.approx(reward.model.step_logits(demos[:1])[0].last, abs=1e-3)
 
 
 # --- how accurate it is ----------------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def test_the_airl_reward_is_the_sum_of_g_and_loads_back(
     again = RewardModel.from_pretrained(tmp_path)
     again.save_pretrained(tmp_path / "again")
     again = RewardModel.from_pretrained(tmp_path / "again")
-    for one, other in zip(reward.model.score(demos), again.score(demos), strict=True):
+    for one, other in zip(reward.model.step_logits(demos), again.step_logits(demos), strict=True):
         np.testing.assert_allclose(one.steps, other.steps, atol=1e-5)
     if head == "linear":
         from transformers import AutoModelForTokenClassification

@@ -89,9 +89,9 @@ def test_features_equal_a_plain_loop(surprisal: RewardModel, demos: list[Trace])
 
 
 def test_scores_do_not_depend_on_the_company(surprisal: RewardModel, demos: list[Trace]) -> None:
-    together = surprisal.score(demos)
+    together = surprisal.step_logits(demos)
     for trace, scores in zip(demos, together, strict=True):
-        alone = surprisal.score([trace])[0]
+        alone = surprisal.step_logits([trace])[0]
         np.testing.assert_allclose(scores.steps, alone.steps, atol=1e-4)
         assert scores.last == pytest.approx(alone.last, abs=1e-4)
         assert len(scores.steps) == len(trace.steps)
@@ -99,7 +99,7 @@ def test_scores_do_not_depend_on_the_company(surprisal: RewardModel, demos: list
 
 def test_a_step_between_two_reads_takes_the_next_one(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
     model = new_reward(tiny_policy, change(miniature, granularity="sparse"), seed=1)
-    scores = model.score(demos[:1])[0]
+    scores = model.step_logits(demos[:1])[0]
     assert set(scores.steps.tolist()) == {scores.last}
 
 
@@ -109,7 +109,7 @@ def test_future_steps_do_not_change_the_read(surprisal: RewardModel, demos: list
     cut = trace.steps[1].start
     other = replace(trace, text=trace.text[:cut] + trace.text[cut:].translate(str.maketrans("123456789", "234567891")))
     assert other.text != trace.text
-    mine, theirs = surprisal.score([trace])[0], surprisal.score([other])[0]
+    mine, theirs = surprisal.step_logits([trace])[0], surprisal.step_logits([other])[0]
     assert mine.steps[0] == pytest.approx(theirs.steps[0], abs=1e-5)
 
 
@@ -141,12 +141,12 @@ def test_folder_loads_back(
     model = new_reward(tiny_policy, params, seed=1)
     model.calibration = Calibration("min", "argmin", -0.5)
     step(model, demos[:4], rate=0.01)
-    scores = model.score(demos)
+    scores = model.step_logits(demos)
     model.train()  # as in the middle of a run
     model.save_pretrained(tmp_path)
     again = RewardModel.from_pretrained(tmp_path)
     assert again.calibration == model.calibration and again.params == model.params
-    for before, after, loaded in zip(scores, model.score(demos), again.score(demos), strict=True):
+    for before, after, loaded in zip(scores, model.step_logits(demos), again.step_logits(demos), strict=True):
         assert before.steps.tolist() == after.steps.tolist()
         np.testing.assert_allclose(before.steps, loaded.steps, atol=1e-5)
     assert len({one.last for one in scores}) > 1
@@ -182,7 +182,7 @@ def test_linear_head_loads_in_plain_transformers(linear: RewardModel, demos: lis
     with torch.no_grad():
         logits = plain(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
     assert logits.shape[-1] == 1
-    assert logits[0, -1, 0].item() == pytest.approx(linear.score(demos[:1])[0].last, abs=1e-4)
+    assert logits[0, -1, 0].item() == pytest.approx(linear.step_logits(demos[:1])[0].last, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -240,7 +240,7 @@ def test_dropout_acts_in_front_of_the_last_map_and_only_in_training(
         model.logits(reads)
         assert (seen[0] == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
         assert not (seen[1] == 0).any()
-        assert [one.last for one in model.score(demos)] == [one.last for one in without.score(demos)]
+        assert [one.last for one in model.step_logits(demos)] == [one.last for one in without.step_logits(demos)]
 
 
 @pytest.mark.parametrize("head", ["surprisal", "linear"])
@@ -265,7 +265,7 @@ def test_a_checkpoint_holds_all_that_learns(tiny_policy: Path, miniature: Params
     state = model.learned_state()
     assert not any("base_layer" in name or name.startswith("backbone") for name in state)
     again.load_state_dict(state, strict=False)
-    for one, other in zip(model.score(demos), again.score(demos), strict=True):
+    for one, other in zip(model.step_logits(demos), again.step_logits(demos), strict=True):
         assert one.steps.tolist() == other.steps.tolist()
 
 
@@ -292,7 +292,7 @@ def test_a_bfloat16_body_feeds_a_float32_head(
         learns = model.params.train == "full"  # in float32, while it computes in bfloat16
         assert next(model.backbone.parameters()).dtype == (torch.float32 if learns else torch.bfloat16)
         reads = model.read(demos[:2])
-        assert reads.features.dtype == torch.float32 and np.isfinite(model.score(demos[:1])[0].last)
+        assert reads.features.dtype == torch.float32 and np.isfinite(model.step_logits(demos[:1])[0].last)
 
 
 def test_a_trace_beyond_the_backbones_positions_is_named(
@@ -303,10 +303,10 @@ def test_a_trace_beyond_the_backbones_positions_is_named(
     policy.config.max_position_embeddings = length
     save_policy(tmp_path, policy, tokenizer)
     model = new_reward(tmp_path, miniature.reward, seed=1)
-    assert len(model.score(demos[:1])) == 1
+    assert len(model.step_logits(demos[:1])) == 1
     longer = replace(demos[0], text=demos[0].text + "1")
     with pytest.raises(RairlError, match=rf"'{demos[0].id}' has {length + 1} tokens .* at most {length};"):
-        model.score([longer])
+        model.step_logits([longer])
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +361,7 @@ def test_a_backbone_with_another_tokenizer_reads_at_the_right_characters(
     assert straddles  # or this tokenizer would prove little
     model.save_pretrained(tmp_path)
     again = RewardModel.from_pretrained(tmp_path)
-    for one, other, trace in zip(model.score(demos), again.score(demos), demos, strict=True):
+    for one, other, trace in zip(model.step_logits(demos), again.step_logits(demos), demos, strict=True):
         assert len(one.steps) == len(trace.steps)
         np.testing.assert_allclose(one.steps, other.steps, atol=1e-5)
 
@@ -409,7 +409,7 @@ def test_a_backbone_that_is_nowhere_is_named_with_its_key(tmp_path: Path) -> Non
 
 def test_prompts_and_foreign_folders_are_refused(surprisal: RewardModel, tmp_path: Path) -> None:
     with pytest.raises(RairlError, match="'p' has no text"):
-        surprisal.score([Trace("p", "problem")])
+        surprisal.step_logits([Trace("p", "problem")])
     with pytest.raises(RairlError, match=r"reward\.json is missing"):
         RewardModel.from_pretrained(tmp_path)
     (tmp_path / "reward.json").write_text(json.dumps({"format": 99}))

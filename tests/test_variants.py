@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rairl.core.traces import Trace, locate_steps, relabel
 from rairl.datasets import arithmetic
-from rairl.evaluate.best_of_n import aggregate
 from rairl.evaluate.shaping import learned_sums, potential, shaped
 from rairl.evaluate.variants import VARIANTS, overlap
+from rairl.models.calibration import aggregate
 from rairl.text.answers import extract_answer
 from rairl.text.equations import equations
 

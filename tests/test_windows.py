@@ -77,5 +77,5 @@ def test_positions_are_those_of_the_rewards_tokens(tiny_policy: Path, miniature:
     assert reads.tokens.tolist()[-1] == len(found.ids) - 1 and len(reads.tokens) == len(trace.steps) + 1
     assert reads.ends.tolist() == [item.ends[at] for at in reads.tokens]
     assert found.at["reward"] in reads.tokens.tolist()
-    [scores] = model.score([trace])
+    [scores] = model.step_logits([trace])
     np.testing.assert_allclose(reads.logits[:-1], scores.steps)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Literal
 
 from rairl.core.errors import RairlError
-from rairl.core.traces import Step
+from rairl.core.traces import Step, Trace
 
 How = Literal["lines", "sentences", "numbered", "tags"]
 
@@ -120,6 +120,17 @@ def merge_numbered(items: Sequence[str]) -> list[list[int]]:
     outcome = next((at for at in range(heads[-1] + 1, len(items)) if _OUTCOME.match(items[at])), len(items))
     starts = [0, *heads[1:], outcome, len(items)]
     return [list(range(start, end)) for start, end in pairwise(starts) if end > start]
+
+
+def solved(key: str, problem: str, solution: str | Sequence[str]) -> Trace:
+    """A trace of a solution in plain text, whose steps are found, or of one given as a list of its steps.
+
+    Raises:
+        RairlError: when the problem is empty, or a step is blank.
+    """
+    if not isinstance(solution, str):
+        return Trace.from_json({"id": key, "problem": problem, "steps": list(solution)})
+    return Trace(id=key, problem=problem, text=solution, steps=segment(solution, guess(solution)))
 
 
 def pieces(text: str, steps: Sequence[Step]) -> list[str]:
