@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from rairl.models.policy import load_policy, save_policy
 from rairl.models.reading import encode, recomputes, token_at
 from rairl.models.reads import read_tokens
 from rairl.models.reward import RewardModel, new_reward, reward_on, token_surprise
+from rairl.use.apply import localise_rows, score_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -405,6 +407,35 @@ def test_a_backbone_that_is_nowhere_is_named_with_its_key(tmp_path: Path) -> Non
         load_source("reward.backbone", "some/model", "0" * 40)
     with pytest.raises(RairlError, match=r"base\.source .* can't be loaded"):
         load_source("base.source", str(tmp_path), None)
+
+
+def test_texts_are_scored_as_the_rows_of_a_file_are(surprisal: RewardModel, demos: list[Trace]) -> None:
+    model = surprisal.calibrated(aggregator="mean", threshold=0.0)
+    rows = list(score_rows(demos[:3], model))
+    results = model.score([trace.problem for trace in demos[:3]], [trace.text for trace in demos[:3]])
+    assert [asdict(result)["steps"] for result in results] == [tuple(row["steps"]) for row in rows]
+    assert [result.score for result in results] == [row["score"] for row in rows]
+    assert [result.first_error for result in results] == [row["first_error"] for row in localise_rows(demos[:3], model)]
+    given, found = model.score("p", ["one", "two"]), model.score("p", "one\ntwo")
+    assert given == found and [step.text for step in given.steps] == ["one", "two"]
+    assert model.score("p", " ").first_error is None and model.score([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "solution", "message"),
+    [
+        ("p", "", "trace '0' has no text"),
+        ("p", ["a", " "], "trace '0': field 'steps': item 1"),
+        (["p", "p"], ["a", "b\ud800"], "trace '1': half of a surrogate pair"),
+        (["p"], [None], "trace '0': a solution is a text or a list"),
+        (["p"], "a", "there are 1 problems and one text"),
+        (["p"], ["a", "b"], "there are 1 problems and 2"),
+        (["p", "p"], ["a", "b " * 900], "trace '1' has .* tokens"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(surprisal: RewardModel, problem: Any, solution: Any, message: str) -> None:
+    with pytest.raises(RairlError, match=message):
+        surprisal.score(problem, solution)
 
 
 def test_prompts_and_foreign_folders_are_refused(surprisal: RewardModel, tmp_path: Path) -> None:

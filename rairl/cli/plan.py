@@ -98,4 +98,4 @@ def doctor(
         bad += not finding.good
         print(f"{'ok  ' if finding.good else 'FIX '} {finding.text}" + ("" if finding.good else f": {finding.remedy}"))
     if bad:
-        raise RairlError(f"{bad} of these checks failed")
+        raise RairlError(f"{bad} checks failed" if bad > 1 else "1 check failed")

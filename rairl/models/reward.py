@@ -232,17 +232,18 @@ class RewardModel(nn.Module):
             one result; of a batch a list of them.
 
         Raises:
-            RairlError: for an empty solution, one that the backbone can't read in whole (named by its place in the
-                batch), and lists of different lengths.
+            RairlError: for lists of different lengths, and for a solution that is empty, has a blank step or is longer
+                than the backbone can read; named by its place in the batch, from 0.
         """
         if isinstance(problem, str):
             return self.score_traces([solved("0", problem, solution)])[0]  # type: ignore[arg-type]
         if isinstance(solution, str) or len(problem) != len(solution):
-            count = "one solution" if isinstance(solution, str) else f"{len(solution)} solutions"
-            raise RairlError(f"{len(problem)} problems need as many solutions, not {count}")
-        return self.score_traces(
-            [solved(str(at), *pair) for at, pair in enumerate(zip(problem, solution, strict=True))]
-        )
+            count = "one text" if isinstance(solution, str) else len(solution)
+            raise RairlError(
+                f"a batch needs a solution for each problem: there are {len(problem)} problems and {count}"
+            )
+        pairs = enumerate(zip(problem, solution, strict=True))
+        return self.score_traces([solved(str(at), *pair) for at, pair in pairs])
 
     def score_traces(self, traces: Sequence[Trace], *, progress: bool = False) -> list[TraceScore]:
         """:meth:`score` of traces, which hold their own steps."""
