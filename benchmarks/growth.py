@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from rairl.learn.replay import Replay
 
 from benchmarks.material import Material
 from rairl.core.traces import read_traces, write_traces
 from rairl.learn.learned_reward import LearnedReward, unique_ids
-from rairl.learn.replay import Replay
 from rairl.learn.rollouts import sample
 from rairl.models.base import new_model
 from rairl.models.reward import RewardModel, reward_on

@@ -163,7 +163,7 @@ def test_a_folder_of_an_earlier_version_is_read_where_it_means_the_same(
         return RewardModel.from_pretrained(tmp_path)
 
     again = load(form="logit", interval=15, spectral_norm=False, gradient_penalty=0.0, ema=0.0)
-    assert again.score(demos[:1])[0].last == surprisal.score(demos[:1])[0].last
+    assert again.step_logits(demos[:1])[0].last == surprisal.step_logits(demos[:1])[0].last
     for key, value in {"form": "airl", "interval": 30, "spectral_norm": True}.items():
         with pytest.raises(RairlError, match=rf"reward\.{key} is .*99a757a"):
             load(**{key: value})

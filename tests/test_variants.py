@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from rairl.core.traces import Trace, locate_steps, relabel
 from rairl.datasets import arithmetic
 from rairl.evaluate.variants import VARIANTS, overlap
-from rairl.models.calibration import aggregate
 from rairl.text.answers import extract_answer
 from rairl.text.equations import equations
 

@@ -32,7 +32,7 @@ from rairl.evaluate.trace_edits import (
     with_answer_of,
 )
 from rairl.evaluate.variants import VARIANTS, overlap
-from rairl.models.calibration import AGGREGATORS, aggregate, first_error, suspicion
+from rairl.models.calibration import first_error, suspicion
 
 if TYPE_CHECKING:
     from rairl.core.traces import Trace
