@@ -35,7 +35,7 @@ from rairl.models.reading import encode
 from rairl.models.reads import running_sum
 from rairl.models.reward import RewardModel, new_reward
 from rairl.text.corrupt import perturb
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 Make = Callable[..., LearnedReward]
 
@@ -347,7 +347,7 @@ def test_the_stage_keeps_the_weights_that_score(make: Make, demos: list[Trace], 
     reward = make(ema=0.9, learning_rate=0.05)
     reward.update([], "0")
     training = object.__new__(TrainingRun)
-    training.reward, training.model, training.log, training.work = reward, reward.model, NullRun(), tmp_path
+    training.reward, training.model, training.log, training.work = reward, reward.model, Run(), tmp_path
     training.dev, training.data = make_dev(demos[:4], [], copies=1, seed=0), tmp_path
     training._keep(0)
     kept = RewardModel.from_pretrained(tmp_path / "rewards" / "step-00000").score(demos[:1])[0].last
