@@ -97,12 +97,13 @@ def test_a_server_that_is_down_costs_one_warning_and_gets_everything_later(
     for part in ("Connection refused", str(outbox(project)), "rairl sync", "Check MLFLOW_TRACKING_URI"):
         assert part in warning
     refused = CliRunner().invoke(app, ["sync", "--dir", str(project)])
-    assert isinstance(refused.exception, RairlError) and "Connection refused" in str(refused.exception)
+    assert "sft: MLflow does not take it" in refused.output and "Connection refused" in refused.output
+    assert isinstance(refused.exception, RairlError)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with track("report"):  # to another address, so it leaves alone what is meant for the first
         pass
     words = ["sync", "--dir", str(project), "--to", f"sqlite:///{project / 'mlflow.db'}"]
-    assert CliRunner().invoke(app, words).output == "sent: sft\n"
+    assert CliRunner().invoke(app, words).output == "sft: sent\n"
     assert_once(client)
     assert CliRunner().invoke(app, words).output == "nothing to send\n"
     assert list(outbox(project).iterdir()) == []
@@ -152,9 +153,19 @@ def test_a_process_killed_between_an_answer_and_the_marker_sends_nothing_twice(
     while any(outbox(project).iterdir()):
         attempts, left = attempts + 1, 1  # each attempt gets one record further
         with suppress(KeyboardInterrupt):
-            send_leftovers(project, to=f"sqlite:///{project / 'mlflow.db'}")
+            assert list(send_leftovers(project, to=f"sqlite:///{project / 'mlflow.db'}")) == [("sft", None)]
     assert attempts > 5
     assert_once(client)
+
+
+def test_what_can_never_be_sent_keeps_no_later_stage_from_being_recorded(client, track, project: Path, caplog) -> None:
+    left = outbox(project) / "0-broken"
+    left.mkdir(parents=True)
+    (left / "records.jsonl").write_text('{"stage": "old", "uri": ""}\n')
+    with track():
+        pass
+    assert the_run(client).info.status == "FINISHED"
+    assert len(warnings_of(caplog)) == 1 and left.exists()
 
 
 def test_a_half_registered_reward_is_taken_up(
@@ -194,7 +205,7 @@ def test_a_killed_stage_is_failed_when_the_next_one_starts_and_a_running_one_is_
 ) -> None:
     with started(project, "sft", 600) as process:
         assert process.stdout is not None and process.stdout.readline() == b"going\n"
-        assert send_leftovers(project) == []
+        assert list(send_leftovers(project)) == []
         assert the_run(client).info.status == "RUNNING"
         process.kill()
         process.wait()

@@ -42,11 +42,14 @@ def sync(
     from rairl.tracking.delivery import outbox, send_leftovers
     from rairl.tracking.store import reason
 
-    try:
-        sent = send_leftovers(folder, to=to)
-    except Exception as error:  # MLflow and its stores raise anything
-        raise RairlError(f"MLflow does not take what is kept in {outbox(folder)}: {reason(error)}") from error
-    print(f"sent: {', '.join(sent)}" if sent else "nothing to send")
+    problems = []
+    for stage, problem in send_leftovers(folder, to=to):
+        print(f"{stage}: {f'MLflow does not take it ({reason(problem)})' if problem else 'sent'}")
+        problems.append(problem)
+    if any(problems):
+        raise RairlError(f"what MLflow does not take is still in {outbox(folder)}; run it again when MLflow is there")
+    if not problems:
+        print("nothing to send")
 
 
 @app.command()

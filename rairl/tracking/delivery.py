@@ -56,21 +56,19 @@ def lock_of(folder: Path) -> FileLock:
     return FileLock(folder.with_suffix(".lock"), blocking=False)
 
 
-def send_leftovers(root: Path, *, only: str | None = None, to: str = "") -> list[str]:
+def send_leftovers(root: Path, *, only: str | None = None, to: str = "") -> Iterator[tuple[str, Exception | None]]:
     """Send what earlier stages have left, the oldest first, and end the runs of those that were killed.
+
+    Stages that are running, and records that another process is sending, are left alone.
 
     Args:
         root: the project's folder.
         only: send only what is for this address.
         to: send to this address, wherever it was to go.
 
-    Returns:
-        The stages whose records are sent now. Stages that are running are left alone.
-
-    Raises:
-        Exception: whatever MLflow raises, at the first record that it doesn't take.
+    Yields:
+        Each stage, with what kept MLflow from taking its records, which stay then, or None.
     """
-    sent = []
     for folder in sorted(path for path in outbox(root).glob("*") if path.is_dir()):
         with ExitStack() as stack:
             try:
@@ -80,11 +78,14 @@ def send_leftovers(root: Path, *, only: str | None = None, to: str = "") -> list
             if not _is_whole(folder):
                 _remove(folder)
                 continue
-            delivery = Delivery(folder, root, to)
-            if only in (None, delivery.uri):
+            delivery, problem = Delivery(folder, root, to), None
+            if only not in (None, delivery.uri):
+                continue
+            try:
                 delivery.send(closed=True)
-                sent.append(delivery.stage)
-    return sent
+            except Exception as error:  # MLflow and its stores raise anything
+                problem = error
+        yield delivery.stage, problem
 
 
 def _is_whole(folder: Path) -> bool:
@@ -241,15 +242,12 @@ class Delivery:
 
     # --- what a stage records ----------------------------------------------------------------------------------------
 
-    def _keeper(self, of_pipeline: bool) -> str:
-        run: str = self._sent["parent" if of_pipeline else "run"]
-        return run
-
     def metrics(self, rows: list[tuple[str, float, int, int]], of_pipeline: bool = False) -> None:
         """Rows of name, value, time in ms, and step."""
         from mlflow.entities import Metric
 
-        self._client.log_batch(self._keeper(of_pipeline), [Metric(*row) for row in rows])
+        keeper = self._sent["parent" if of_pipeline else "run"]
+        self._client.log_batch(keeper, [Metric(*row) for row in rows])
 
     def input(self, name: str, path: str, digest: str) -> None:
         """A file that the stage read."""
@@ -261,11 +259,11 @@ class Delivery:
 
     def artifact(self, file: str, of_pipeline: bool) -> None:
         """A file, or a folder under its own name."""
-        path = self._folder / file
+        path, keeper = self._folder / file, self._sent["parent" if of_pipeline else "run"]
         if path.is_dir():
-            self._client.log_artifacts(self._keeper(of_pipeline), str(path), artifact_path=path.name)
+            self._client.log_artifacts(keeper, str(path), artifact_path=path.name)
         else:
-            self._client.log_artifact(self._keeper(of_pipeline), str(path))
+            self._client.log_artifact(keeper, str(path))
 
     def reward(self, file: str, step: int, scores: dict[str, float], tags: dict[str, str], dev: str | None) -> None:
         """A reward checkpoint, which becomes a LoggedModel and a version of the registered model."""

@@ -159,7 +159,10 @@ class Journal:
         (folder / RECORDS).write_text(json.dumps(head) + "\n", encoding="utf-8")
         self._file = (folder / RECORDS).open("a", encoding="utf-8")
         self._delivery = Delivery(folder, root)
-        self._leftovers = lambda: send_leftovers(root, only=self._delivery.uri)
+        for _, problem in send_leftovers(root, only=self._delivery.uri):
+            if problem:
+                self._warn(problem)
+                break
         self._send()
 
     def write(self, kind: str, **values: Any) -> None:
@@ -189,22 +192,22 @@ class Journal:
     def _send(self, *, closed: bool = False) -> None:
         start = time.monotonic()
         try:
-            self._leftovers()
-            self._leftovers = lambda: []  # what others leave from now on is theirs to send
             self._delivery.send(closed=closed)
         except Exception as error:  # MLflow and its stores raise anything; training must not end for it
-            if not self._warned:
-                setting = "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "mlflow.db"
-                logger.warning(
-                    "MLflow at %s can't be told of this stage (%s). The stage goes on; what MLflow misses is kept in "
-                    "%s, and the next run here sends it, or `rairl sync`. Check %s.",
-                    self._delivery.uri,
-                    reason(error),
-                    self._folder,
-                    setting,
-                )
-            self._warned = True
+            self._warn(error)
         self._due = time.monotonic() + min(max(_LEAST, _SHARE * (time.monotonic() - start)), _MOST)
+
+    def _warn(self, problem: Exception) -> None:
+        if not self._warned:
+            logger.warning(
+                "MLflow at %s does not take what stages record (%s). The stage goes on; what MLflow misses is kept in "
+                "%s, and the next run here sends it, or `rairl sync`. Check %s.",
+                self._delivery.uri,
+                reason(problem),
+                self._folder.parent,
+                "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "mlflow.db in the project's folder",
+            )
+        self._warned = True
 
 
 @contextmanager
