@@ -44,8 +44,7 @@ class Row:
         target: lowest ratio that will do, or highest ``ours``.
         unit: of the work.
         runs: pairs behind the medians.
-        floor: seconds per unit that the machine's arithmetic and bandwidth would need, or that other libraries' imports
-            take; None where not worked out.
+        floor: seconds per unit that the machine's arithmetic and bandwidth would need; None where not worked out.
     """
 
     what: str

@@ -27,7 +27,7 @@ from rairl.models.calibration import first_error
 from rairl.models.policy import load_policy
 from rairl.models.reward import RewardModel
 from rairl.stages.rairl import rairl
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 FIGURES = ("best of all", "AUROC within question", "first wrong step")
 
@@ -57,7 +57,7 @@ def train(run: Path, labels: int, params: Params, out: Path) -> Path:
         )
         models = {name: run / "models" / name for name in ("base", "sft", "second_model")}
         places = {name: out / name for name in ("policy", "checkpoints", "rollouts", "history")}
-        rairl(params, NullRun(), data=out / "data", **models, reward=out / "draft", **places)
+        rairl(params, Run(), data=out / "data", **models, reward=out / "draft", **places)
         (out / "draft").rename(reward)
     return reward
 

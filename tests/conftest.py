@@ -108,11 +108,11 @@ def first_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A tracking store made by a stage in a fresh project (it takes MLflow seconds), and what the console showed."""
     folder = tmp_path_factory.mktemp("first")
     code = (
-        "import sys; from pathlib import Path\n"
-        "from rairl.tracking.courier import stage_run; from rairl.core.params import load_params\n"
+        "import sys\n"
+        "from rairl.tracking.run import stage_run; from rairl.core.params import load_params\n"
         "params = load_params(sys.argv[1]); tracking = params.tracking.model_copy(update={'experiment': 'first'})\n"
         "params = params.model_copy(update={'tracking': tracking})\n"
-        "with stage_run('sft', params, log_dir=Path('metrics')) as run: run.log({'loss': 1.0}, 0)\n"
+        "with stage_run('sft', params) as run: run.log({'loss': 1.0}, 0)\n"
     )
     command = [sys.executable, "-c", code, str(ROOT / "tests" / "miniature.yaml")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)

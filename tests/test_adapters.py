@@ -25,7 +25,7 @@ from rairl.models.policy import load_policy, make_trainable, save_policy
 from rairl.models.reading import encode
 from rairl.models.reward import RewardModel, reward_on
 from rairl.stages.rairl import rairl
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_sft_with_adapters_gives_a_plain_model_whose_projections_moved(
 
     monkeypatch.setenv("RAIRL_CHECKPOINTS", str(tmp_path / "work"))
     params = change(miniature, sft={"train": "lora", "lora_rank": 4, "epochs": 1})
-    sft(params, NullRun(), data=data, base=tiny_policy, model=tmp_path / "sft", last=tmp_path / "last")
+    sft(params, Run(), data=data, base=tiny_policy, model=tmp_path / "sft", last=tmp_path / "last")
     before, after = load_policy(tiny_policy)[0], load_policy(tmp_path / "sft")[0]
     changed = moved(values_of(before), after)
     assert changed and all("_proj.weight" in name for name in changed)
@@ -268,7 +268,7 @@ def test_the_stage_runs_on_every_backbone(
     folders = {name: tmp_path / name for name in ("policy", "reward", "checkpoints", "rollouts", "history")}
     base = other if backbone == "base" else tiny_policy
     second_model = other if backbone == "second_model" else tmp_path / "none"
-    figures = rairl(params, NullRun(), data=data, base=base, sft=tiny_policy, second_model=second_model, **folders)
+    figures = rairl(params, Run(), data=data, base=base, sft=tiny_policy, second_model=second_model, **folders)
     assert "rairl.train_correct" in figures
     policy, tokenizer = load_policy(folders["policy"])
     assert not hasattr(policy, "peft_config") and len(tokenizer) == len(load_policy(tiny_policy)[1])

@@ -27,7 +27,7 @@ from rairl.models.likelihood import step_logprobs
 from rairl.models.policy import load_policy, make_trainable, mixed, save_policy
 from rairl.models.reading import SharedPrompts, encode
 from rairl.models.reward import RewardModel, new_reward, reward_on
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 IDS = torch.arange(40)[None]
 
@@ -213,7 +213,7 @@ def test_the_policy_starts_where_it_is_told(
     write_traces(tmp_path / "data" / "prompts.jsonl", demos[:4])
     (tmp_path / "data" / "card.json").write_text("{}")
     out = {"model": tmp_path / "grpo", "history": tmp_path / "history"}
-    grpo(params, NullRun(), data=tmp_path / "data", **folders, **out)
+    grpo(params, Run(), data=tmp_path / "data", **folders, **out)
     logits = {name: load_policy(folder)[0](IDS).logits for name, folder in folders.items()}
     assert torch.equal(load_policy(out["model"])[0](IDS).logits, logits[start])
     assert not torch.equal(logits["sft"], logits["base"])

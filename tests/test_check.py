@@ -19,7 +19,7 @@ from rairl.core.params import Params, load_params, parse_params
 from rairl.core.traces import read_traces
 from rairl.preflight.check_data import Findings, check, section, split
 from rairl.stages.prepare import prepare
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "gsm8k.jsonl"
@@ -137,7 +137,7 @@ def test_the_example_from_the_file_to_prepared_data(tmp_path: Path, miniature: P
     values = miniature.model_dump()
     values["dataset"] = printed["dataset"]
     values["policy"] |= printed["policy"]
-    prepare(parse_params(values), NullRun(), data=tmp_path / "data")
+    prepare(parse_params(values), Run(), data=tmp_path / "data")
     assert len(read_traces(tmp_path / "data" / "demos.jsonl")) == 48
     longest = max(len(trace.text) for trace in read_traces(tmp_path / "data" / "demos.jsonl"))
     assert printed["policy"]["max_new_tokens"] > longest / 4

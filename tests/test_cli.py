@@ -47,7 +47,9 @@ def test_the_package_installs_with_its_entry_point() -> None:
 
 def test_help_names_every_command_and_stage() -> None:
     text = rairl("--help").stdout
-    for command in "stage run study params check score rerank localise view serve export registry summary ui".split():
+    for (
+        command
+    ) in "stage run study params check score rerank localise view serve export promote sync summary ui".split():
         assert f" {command} " in text
     text = rairl("stage", "--help").stdout
     for name in STAGES:
@@ -363,7 +365,9 @@ def started(command: list[str], **how: Any) -> subprocess.Popen[str]:
 
 def kept(folder: Path) -> bool:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    return {name for name in files if not name.startswith(("mlflow.db", "mlartifacts"))} == {"data/demos.jsonl"}
+    return {name for name in files if not name.startswith((".rairl/", "mlflow.db", "mlartifacts"))} == {
+        "data/demos.jsonl"
+    }
 
 
 @pytest.fixture
@@ -438,7 +442,13 @@ def test_a_full_disk_is_named(tmp_path: Path, quiet_tracking: dict[str, str], bo
         f"cp -r {small} {small}.files && mount -t tmpfs -o size=1m none {small} && cp -r {small}.files/. {small} && "
     )
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", f"{script} {command}; echo $?; find {small} -type f"],
+        [
+            "unshare",
+            "-rm",
+            "sh",
+            "-c",
+            f"{script} {command}; echo $?; find {small} -name .rairl -prune -o -type f -print",
+        ],
         capture_output=True,
         text=True,
         env=quiet_tracking,

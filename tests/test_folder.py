@@ -17,8 +17,7 @@ from rairl.learn.training_run import write_scores
 from rairl.models.card import model_card, write_card
 from rairl.models.reward import RewardModel, new_reward
 from rairl.stages.prepare import prepare
-from rairl.tracking.courier import stage_run
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run, stage_run
 from rairl.use.load import export, load
 
 
@@ -44,7 +43,7 @@ def same(first: RewardModel, second: RewardModel, traces: list[Trace]) -> bool:
 def test_from_the_registry(
     project: Path, miniature: Params, saved: Path, demos: list[Trace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with stage_run("rairl", miniature, log_dir=project / "metrics", root=project) as run:
+    with stage_run("rairl", miniature, root=project) as run:
         run.register_reward(saved, 6, {"dev/score": 0.875})
         run.promote_champion("dev/score")
     monkeypatch.chdir(project)
@@ -93,7 +92,7 @@ def test_from_the_hub_with_its_commit(
 
 
 def test_the_card_says_what_it_learned_from_and_how_good_it_is(saved: Path, tmp_path: Path, miniature: Params) -> None:
-    prepare(miniature, NullRun(), data=tmp_path / "data")
+    prepare(miniature, Run(), data=tmp_path / "data")
     write_card(saved, tmp_path / "data" / "card.json")
     _, front, body = (saved / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "transformers"

@@ -24,7 +24,7 @@ from rairl.learn.learned_reward import LearnedReward
 from rairl.models.reads import Scores
 from rairl.models.reward import new_reward
 from rairl.stages.prepare import prepare
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 STEPS = ["1 + 2 = 3", "3 + 4 = 8", "8 - 1 = 7"]
 
@@ -67,7 +67,7 @@ def files(tmp_path: Path) -> Callable[..., Params]:
 def test_labels_become_splits_of_their_own(files: Callable[..., Params], tmp_path: Path) -> None:
     comment = replace(marked("c", "two", None), labelled=False, meta={"comment": "not sure"})
     params = files([marked("a", "one"), marked("b", "two", None), comment], [marked("e", "three", 2)])
-    figures = prepare(params, NullRun(), data=tmp_path / "data")
+    figures = prepare(params, Run(), data=tmp_path / "data")
     assert figures["data.labels_train.rows"].value == 2
     assert read_traces(tmp_path / "data" / "labels_train.jsonl") == [marked("a", "one"), marked("b", "two", None)]
     assert read_traces(tmp_path / "data" / "labels_dev.jsonl") == [marked("e", "three", 2)]
@@ -77,7 +77,7 @@ def test_labels_become_splits_of_their_own(files: Callable[..., Params], tmp_pat
 
 
 def test_without_labels_there_are_no_such_splits(files: Callable[..., Params], tmp_path: Path) -> None:
-    prepare(files(), NullRun(), data=tmp_path / "data")
+    prepare(files(), Run(), data=tmp_path / "data")
     assert not list((tmp_path / "data").glob("labels_*"))
 
 
@@ -96,7 +96,7 @@ def test_labels_that_cannot_be_used(
     files: Callable[..., Params], tmp_path: Path, labels: list[Trace], dev_labels: list[Trace], message: str
 ) -> None:
     with pytest.raises(RairlError, match=message):
-        prepare(files(labels, dev_labels), NullRun(), data=tmp_path / "data")
+        prepare(files(labels, dev_labels), Run(), data=tmp_path / "data")
 
 
 def test_two_reviewers_of_one_trace_must_be_reconciled(files: Callable[..., Params], tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_two_reviewers_of_one_trace_must_be_reconciled(files: Callable[..., Para
     write_traces(tmp_path / "second.jsonl", [marked("a", "one", 2)])
     dataset = params.dataset.model_copy(update={"labels": [*params.dataset.labels, str(tmp_path / "second.jsonl")]})  # type: ignore[union-attr]
     with pytest.raises(RairlError, match=r"second\.jsonl: trace 'a' is labelled in .*labels\.jsonl, too; keep one"):
-        prepare(params.model_copy(update={"dataset": dataset}), NullRun(), data=tmp_path / "data")
+        prepare(params.model_copy(update={"dataset": dataset}), Run(), data=tmp_path / "data")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from rairl.core.params import Params
 from rairl.core.stats import Estimate, exact
 from rairl.stages.layout import INPUTS, OUTPUTS, STAGES, producer, stage_paths
 from rairl.stages.runner import code_digest, input_files_digest, run_all, run_stage, write_figures
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -90,9 +90,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     @contextmanager
     def stage_run(*_: Any, **__: Any) -> Any:
-        yield NullRun()
+        yield Run()
 
-    monkeypatch.setattr("rairl.tracking.courier.stage_run", stage_run)
+    monkeypatch.setattr("rairl.tracking.run.stage_run", stage_run)
 
     def use(function: Any, name: str = "prepare") -> None:
         module = ModuleType(f"rairl.stages.{name}")

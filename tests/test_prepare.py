@@ -15,7 +15,7 @@ from rairl.datasets import build, question_key
 from rairl.datasets.overlap import near_duplicates, shingles
 from rairl.stages.prepare import check, prepare
 from rairl.text.segment import compose
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -55,7 +55,7 @@ def own_files(folder: Path, **splits: list[Trace]) -> dict[str, Any]:
 
 
 def test_the_card_says_what_the_files_hold(tmp_path: Path) -> None:
-    figures = prepare(params_with(arithmetic()), NullRun(), data=tmp_path / "data")
+    figures = prepare(params_with(arithmetic()), Run(), data=tmp_path / "data")
     card = json.loads((tmp_path / "data" / "card.json").read_text())
     assert set(card["splits"]) == {"demos", "prompts", "dev", "test", "ood_longer", "ood_operators", "ood_numbers",
                                    "ood_wording"}  # fmt: skip
@@ -113,7 +113,7 @@ def test_gsm8k_test_has_no_question_of_train_and_no_near_one() -> None:
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     def digests(folder: Path, seed: int) -> dict[str, str]:
-        prepare(params_with(arithmetic(), seed), NullRun(), data=folder)
+        prepare(params_with(arithmetic(), seed), Run(), data=folder)
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
     assert digests(tmp_path / "a", 1) == digests(tmp_path / "b", 1)
@@ -149,7 +149,7 @@ def test_own_files_are_brought_to_the_canonical_form(tmp_path: Path) -> None:
         Trace("c", "p3", "Step 1: x\nmore\nStep 2: y", answer="B", gold="A"),
         solved("d", "p4"),
     ]
-    prepare(params_with(own_files(tmp_path, demos=demos)), NullRun(), data=tmp_path / "data")
+    prepare(params_with(own_files(tmp_path, demos=demos)), Run(), data=tmp_path / "data")
     a, b, c, d = read_traces(tmp_path / "data" / "demos.jsonl")
     assert a.text == "<think>\n1 + 2 = 3\n3 + 4 = 7\n</think>\n<answer>\n7\n</answer>"
     assert b.step_texts() == ["It is 3.5 apples.", "So 2 * 3.5 = 7."]
@@ -180,7 +180,7 @@ def test_first_errors_of_own_demonstrations_survive(tmp_path: Path) -> None:
 )
 def test_own_files_that_cannot_be_used(tmp_path: Path, splits: dict[str, list[Trace]], message: str) -> None:
     with pytest.raises(RairlError, match=message):
-        prepare(params_with(own_files(tmp_path, **splits)), NullRun(), data=tmp_path / "data")
+        prepare(params_with(own_files(tmp_path, **splits)), Run(), data=tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -189,7 +189,7 @@ def test_a_malformed_line_is_named(tmp_path: Path) -> None:
     with Path(dataset["dev"]).open("a") as file:
         file.write('{"id": "v1"}\n')
     with pytest.raises(RairlError, match=r"dev\.jsonl, line 2: field 'problem'"):
-        prepare(params_with(dataset), NullRun(), data=tmp_path / "data")
+        prepare(params_with(dataset), Run(), data=tmp_path / "data")
 
 
 def test_prompts_may_repeat_demonstrated_problems_of_own_files_only(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from rairl.datasets import build, choice, gsm8k, medreason, mmlu_pro, question_k
 from rairl.stages.prepare import prepare
 from rairl.text.answers import options_of, read_answer
 from rairl.text.segment import segment
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 OPTIONS = ["Measles", "Mumps", "Rubella"]
 
@@ -149,7 +149,7 @@ def test_medreason_reaches_the_data_card(miniature: Params, tmp_path: Path) -> N
         miniature, name="medreason", demos=write(tmp_path / "m.jsonl", rows), dev=2, test=3, max_demos=4,
         system="Think first.\nThen answer. " + "Long. " * 60,
     )  # fmt: skip
-    prepare(params, NullRun(), data=tmp_path / "data")
+    prepare(params, Run(), data=tmp_path / "data")
     card = json.loads((tmp_path / "data" / "card.json").read_text())
     assert {name: card["splits"][name]["rows"] for name in card["splits"]} == {
         "demos": 4, "prompts": 4, "dev": 2, "test": 3,

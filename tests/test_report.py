@@ -45,7 +45,7 @@ from rairl.stages.rerank import rerank
 from rairl.stages.runner import write_figures
 from rairl.text.answers import answers_match
 from rairl.text.segment import think_lines
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 from rairl.use.apply import choice_figures, localise_rows, location_figures, rerank_rows
 from rairl.use.user_files import read_own
 
@@ -65,7 +65,7 @@ class Finished:
         """Run one stage on the default paths, some of them changed."""
         layout = {**INPUTS[stage], **{arg: path for arg, path in OUTPUTS[stage].items() if arg != "metrics"}}
         paths = {arg: self.root / path for arg, path in layout.items()} | changes
-        return STAGES[stage](self.params, NullRun(), **paths)
+        return STAGES[stage](self.params, Run(), **paths)
 
 
 def write_candidates(problem: Trace, policy: str, count: int) -> list[Trace]:

@@ -15,7 +15,7 @@ from rairl.core.traces import read_traces, write_traces
 from rairl.datasets import arithmetic
 from rairl.evaluate.candidates import candidates_path
 from rairl.stages.sample import sample
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_as_many_candidates_as_ranking_needs_and_no_more(
     if backbone != "second_model":
         arguments["second_model"] = tmp_path / "none"
         arguments["second_model"].mkdir()
-    figures = sample(params, NullRun(), **arguments, candidates=tmp_path / "out")
+    figures = sample(params, Run(), **arguments, candidates=tmp_path / "out")
 
     splits = ("test", "ood_wording", *arithmetic.OUT_OF_RANGE)
     policies = {"base", "sft", "sft_last", "grpo", "rairl"} | (
@@ -75,14 +75,14 @@ def test_processes_side_by_side_draw_what_one_draws(
     for jobs in (1, 2):
         monkeypatch.setattr("rairl.stages.sample.idle_jobs", lambda jobs=jobs: jobs)
         folder = tmp_path / f"out-{jobs}"
-        figures = sample(params, NullRun(), **arguments, candidates=folder)
+        figures = sample(params, Run(), **arguments, candidates=folder)
         outputs[jobs] = figures, {path.name: path.read_bytes() for path in folder.iterdir()}
     assert outputs[1] == outputs[2]
     assert list(outputs[1][0]) == list(outputs[2][0])
 
     (arguments["data"] / "test.jsonl").write_text("no JSON\n")
     with pytest.raises(RairlError, match=r"test\.jsonl"):
-        sample(params, NullRun(), **arguments, candidates=tmp_path / "out-3")
+        sample(params, Run(), **arguments, candidates=tmp_path / "out-3")
 
 
 def die(*_: object, **__: object) -> int:
@@ -96,4 +96,4 @@ def test_a_killed_process_is_reported(
     monkeypatch.setattr("rairl.stages.sample.idle_jobs", lambda: 2)
     monkeypatch.setattr("rairl.stages.sample.draw", die)
     with pytest.raises(RairlError, match=r"the process was killed; .*memory.*OMP_NUM_THREADS"):
-        sample(miniature, NullRun(), **arguments, candidates=tmp_path / "out")
+        sample(miniature, Run(), **arguments, candidates=tmp_path / "out")

@@ -15,7 +15,7 @@ from rairl.models.policy import load_policy
 from rairl.stages.base import base
 from rairl.stages.second_model import SEED_OFFSET, second_model
 from rairl.stages.sft import sft
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def equal(one: Path, other: Path) -> bool:
 
 
 def test_a_peer_is_what_base_and_sft_make_from_another_seed(params: Params, data: Path, tmp_path: Path) -> None:
-    figures = second_model(params, NullRun(), data=data, model=tmp_path / "second_model")
+    figures = second_model(params, Run(), data=data, model=tmp_path / "second_model")
     made = {}
     for seed in (params.seed, params.seed + SEED_OFFSET):
         own, folder = params.model_copy(update={"seed": seed}), tmp_path / str(seed)
-        made[seed] = base(own, NullRun(), data=data, model=folder / "base")
+        made[seed] = base(own, Run(), data=data, model=folder / "base")
         paths = {name: folder / name for name in ("base", "model", "last")}
-        made[seed] |= sft(own, NullRun(), data=data, **paths)
+        made[seed] |= sft(own, Run(), data=data, **paths)
     twin = made[params.seed + SEED_OFFSET]
     assert figures == {
         "second_model.parameters": twin["base.parameters"],
@@ -66,7 +66,7 @@ def test_a_peer_is_what_base_and_sft_make_from_another_seed(params: Params, data
 @pytest.mark.parametrize("backbone", ["sft", "base", "some/model"])
 def test_without_being_asked_for_there_is_no_peer(backbone: str, params: Params, tmp_path: Path) -> None:
     own = params.model_copy(update={"reward": params.reward.model_copy(update={"backbone": backbone})})
-    assert second_model(own, NullRun(), data=tmp_path / "none", model=tmp_path / "second_model") == {}
+    assert second_model(own, Run(), data=tmp_path / "none", model=tmp_path / "second_model") == {}
     assert not (tmp_path / "second_model").exists()
 
 
@@ -75,17 +75,17 @@ def test_a_peer_killed_in_its_second_part_has_not_lost_the_first(
 ) -> None:
     import rairl.learn.language_model
 
-    class Killed(NullRun):
+    class Killed(Run):
         def log(self, metrics: Any, step: int) -> None:
             if "sft/dev/loss" in metrics:
                 raise KeyboardInterrupt
 
-    second_model(params, NullRun(), data=data, model=tmp_path / "whole")
+    second_model(params, Run(), data=data, model=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         second_model(params, Killed(), data=data, model=tmp_path / "cut")
     trained: list[str] = []
     epoch = rairl.learn.language_model._epoch
     monkeypatch.setattr("rairl.learn.language_model._epoch", lambda *args: trained.append(args[-1]) or epoch(*args))
-    second_model(params, NullRun(), data=data, model=tmp_path / "cut")
+    second_model(params, Run(), data=data, model=tmp_path / "cut")
     assert set(trained) == {"second model sft"}
     assert equal(tmp_path / "cut", tmp_path / "whole")

@@ -14,8 +14,8 @@ from rairl.core.errors import RairlError
 from rairl.core.params import Params
 from rairl.core.traces import Trace
 from rairl.models.calibration import Calibration
-from rairl.tracking.courier import stage_run
 from rairl.tracking.pyfunc import REQUIREMENTS, requirements
+from rairl.tracking.run import stage_run
 from rairl.tracking.store import tracking_uri
 from rairl.use.scoring import MAX_SOLUTIONS, Solution, judge, to_trace, to_traces
 
@@ -147,7 +147,7 @@ def tiny_reward(tmp_path: Path, miniature: Params) -> Path:
 def test_the_champion_loads_elsewhere_with_its_own_code(project: Path, miniature: Params, tiny_reward: Path) -> None:
     from rairl.models.reward import RewardModel
 
-    with stage_run("rairl", miniature, log_dir=project / "metrics", root=project) as run:
+    with stage_run("rairl", miniature, root=project) as run:
         run.register_reward(tiny_reward, 1, {"dev.auroc": 0.5})
         run.promote_champion("dev.auroc")
     requests = [

@@ -20,7 +20,7 @@ from rairl.core.stats import Estimate, exact
 from rairl.kubeflow import task
 from rairl.kubeflow.task import ACCELERATE, configure, read_params, run_task, variants, whole_numbers
 from rairl.tracking.champion import Verdict
-from rairl.tracking.run import NullRun
+from rairl.tracking.run import Run
 
 
 @pytest.fixture
@@ -94,10 +94,10 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     @contextmanager
     def stage_run(*_: Any, **__: Any) -> Any:
-        yield NullRun()
+        yield Run()
 
-    monkeypatch.setattr("rairl.tracking.courier.stage_run", stage_run)
-    monkeypatch.setattr("rairl.tracking.courier.links_of", lambda *_: {"mlflow.run_id": "abc"})
+    monkeypatch.setattr("rairl.tracking.run.stage_run", stage_run)
+    monkeypatch.setattr("rairl.tracking.pipeline_runs.run_links", lambda *_: {"mlflow.run_id": "abc"})
 
     def use(function: Any) -> None:
         module = ModuleType("rairl.stages.prepare")

@@ -11,17 +11,15 @@ import signal
 import sys
 import traceback
 
-from rairl.cli import plan, user_files  # noqa: F401 (importing them adds their commands)
+from rairl.cli import mlflow, plan, user_files  # noqa: F401 (importing them adds their commands)
 from rairl.cli.app import app, say
 from rairl.cli.pipeline import app as pipeline_app
-from rairl.cli.registry import registry_app
 from rairl.cli.stages import stage_app
 from rairl.core.errors import RairlError
 from rairl.core.processes import end_quickly
 
 app.add_typer(stage_app, name="stage")
 app.add_typer(pipeline_app, name="pipeline")
-app.add_typer(registry_app, name="registry")
 
 
 _FULL = (

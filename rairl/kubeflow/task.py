@@ -96,7 +96,7 @@ def run_task(name: str, params: Mapping[str, Any], metrics: Any, **artifacts: An
         artifacts: per path argument an artifact with a ``path``; ``metrics_dir`` instead is a dict that maps the
             name of a stage to its metrics artifact.
     """
-    from rairl.tracking.courier import links_of
+    from rairl.tracking.pipeline_runs import run_links
 
     end_quickly()
     known, uri = read_params(params)
@@ -108,7 +108,7 @@ def run_task(name: str, params: Mapping[str, Any], metrics: Any, **artifacts: An
                 shutil.copyfile(artifact.path, Path(scratch) / f"{stage}.json")
             paths["metrics_dir"] = Path(scratch)
         _train_or_run(name, known, {**paths, "metrics": Path(metrics.path)})
-        metrics.metadata.update(links_of(name, known))
+        metrics.metadata.update(run_links(name, known))
     for key, figure in json.loads(Path(metrics.path).read_text(encoding="utf-8")).items():
         metrics.log_metric(key, figure["value"])
 

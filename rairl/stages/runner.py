@@ -89,26 +89,26 @@ def load_libraries() -> None:
 
 def _follow(name: str, params: Params, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
     """Share the work of a stage whose results another process keeps: nothing is tracked, and the files go."""
-    from rairl.tracking.run import NullRun
+    from rairl.tracking.run import Run
 
     with tempfile.TemporaryDirectory(prefix="rairl-") as scratch:
         drafts = {arg: Path(scratch) / arg for arg in outputs if arg != "metrics"}
-        _stage(name)(params, NullRun(), **inputs, **drafts)
+        _stage(name)(params, Run(), **inputs, **drafts)
 
 
 def _lead(
     name: str, params: Params, root: Path, inputs: Mapping[str, Path], outputs: dict[str, Path]
 ) -> dict[str, Estimate]:
     from rairl.core.stats import exact
-    from rairl.tracking.courier import stage_run
+    from rairl.tracking.run import stage_run
 
     metrics = outputs.pop("metrics")
     metrics.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         drafts = {arg: _draft(path, stack) for arg, path in outputs.items()}
         card = inputs["data"] / "card.json" if "data" in inputs else None
-        with stage_run(name, params, log_dir=metrics.parent, root=Path(root), card=card) as run:
-            stage = _stage(name)  # it imports for seconds, as the tracking does, in a process of its own
+        with stage_run(name, params, root=Path(root), card=card) as run:
+            stage = _stage(name)
             start = time.monotonic()
             found = stage(params, run, **inputs, **drafts)
             figures = {key: figure for key, figure in found.items() if not any(map(math.isnan, figure))}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rairl.core.errors import RairlError
 from rairl.core.params import Params
 from rairl.tracking.provenance import git_commit, metric_name
-from rairl.tracking.store import connect, open_store, quietly, reason, tracking_uri
+from rairl.tracking.store import connect, quietly, reason, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +47,7 @@ def promote(
     Args:
         variants: the parameters of the runs; their versions compete.
         data: :func:`data_tag` of what they learned from.
-        criterion: a key of the ``metrics`` of :meth:`Run.register_reward`.
+        criterion: a key of the ``metrics`` of :meth:`rairl.tracking.run.Run.register_reward`.
         higher_is_better: whether larger values win.
         root: the project's folder, home of the default store.
 
@@ -60,7 +60,12 @@ def promote(
     try:
         with quietly():
             client = connect(uri)
-            verdict = crown(client, name, run_versions(client, variants, tags), criterion, higher_is_better)
+            versions = [
+                version
+                for params in variants
+                for version in run_versions(client, name, {"rairl.params": params.digest(), **tags})
+            ]
+            verdict = crown(client, name, versions, criterion, higher_is_better)
     except Exception as error:  # MLflow and its stores raise anything
         raise RairlError(f"MLflow at {uri} does not answer ({reason(error)}); the champion is as it was") from error
     if not verdict.version:
@@ -71,27 +76,10 @@ def promote(
     return verdict
 
 
-def run_versions(client: MlflowClient, variants: Sequence[Params], tags: Mapping[str, str]) -> list[ModelVersion]:
-    """The registered rewards of runs: same parameters (of one of them), commit and data."""
-    found: list[ModelVersion] = []
-    for params in variants:
-        wanted = {"rairl.core.params": params.digest(), **{key: tags[key] for key in ("rairl.commit", "rairl.data")}}
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
-        found += client.search_model_versions(f"name = '{params.tracking.registered_model}' and {query}")
-    return found
-
-
-def promote_version(name: str, version: int, *, criterion: str, root: Path = Path(".")) -> Verdict:
-    """Let one registered version compete with the present champion, by the rules of :func:`promote`.
-
-    Raises:
-        RairlError: when MLflow can't be reached, or the version is not there or has no value of the criterion.
-    """
-    with open_store(root) as client:
-        verdict = crown(client, name, [client.get_model_version(name, str(version))], criterion, True)
-    if not verdict.version:
-        raise RairlError(f"version {version} of {name} has no {metric_name(criterion)!r}, by which champions compare")
-    return verdict
+def run_versions(client: MlflowClient, name: str, tags: Mapping[str, str]) -> list[ModelVersion]:
+    """The registered rewards of a run: those with its parameters, commit and data."""
+    query = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in ("rairl.params", "rairl.commit", "rairl.data"))
+    return list(client.search_model_versions(f"name = '{name}' and {query}"))
 
 
 def crown(

@@ -6,30 +6,17 @@ import logging
 from pathlib import Path
 
 from rairl.core.params import Params
-from rairl.tracking import dashboard
 from rairl.tracking.provenance import git_commit, parent_key, pipeline_tag
-from rairl.tracking.store import connect, oldest_run, open_store, quietly, reason, search_runs, tracking_uri
+from rairl.tracking.store import connect, oldest_run, quietly, reason, search_runs, tracking_uri
 
 logger = logging.getLogger(__name__)
-
-
-def views(host: str, root: Path = Path(".")) -> list[str]:
-    """Lines that say where the prepared views of each experiment are on a page of MLflow at ``host``."""
-    with open_store(root) as client:
-        marked = [item for item in client.search_experiments() if item.tags.get(f"{dashboard.VIEW}runs")]
-        models = [model.name for model in client.search_registered_models()]
-    return [
-        f"  {item.name}, {what}: {address}"
-        for item in marked
-        for what, address in dashboard.addresses(f"{host}/", item.experiment_id).items()
-    ] + [f"  registered: {host}/#/models/{name}" for name in models]
 
 
 def run_links(stage: str, params: Params, root: Path = Path(".")) -> dict[str, str]:
     """Ids of the newest tracking run of a stage and of its parent, to be kept with a task's figures; {} without any."""
     uri = tracking_uri(root)
     tags = {
-        "rairl.core.params": params.digest(),
+        "rairl.params": params.digest(),
         "rairl.commit": git_commit(root),
         "rairl.stage": stage,
         **pipeline_tag(),
@@ -50,7 +37,7 @@ def run_links(stage: str, params: Params, root: Path = Path(".")) -> dict[str, s
 
 
 def close_pipeline(params: Params, *, status: str, error: str = "", root: Path = Path(".")) -> None:
-    """Settle the status of a pipeline's run: of stages side by side, the last to end has left its own there.
+    """Settle the status of a pipeline's run, which the last stage has left as its own, and of stages that were killed.
 
     Args:
         params: of the pipeline.
@@ -58,7 +45,7 @@ def close_pipeline(params: Params, *, status: str, error: str = "", root: Path =
         error: becomes the tag ``rairl.error``.
         root: the project's folder, home of the default store.
     """
-    tags = {"rairl.core.params": params.digest(), "rairl.commit": git_commit(root), **pipeline_tag()}
+    tags = {"rairl.params": params.digest(), "rairl.commit": git_commit(root), **pipeline_tag()}
     try:
         with quietly():
             client = connect(tracking_uri(root))
@@ -68,5 +55,8 @@ def close_pipeline(params: Params, *, status: str, error: str = "", root: Path =
                 if error:
                     client.set_tag(found, "rairl.error", error[:500])
                 client.set_terminated(found, status)
+                open_ones = f"tags.`mlflow.parentRunId` = '{found}' and attributes.status = 'RUNNING'"
+                for run in client.search_runs([experiment.experiment_id], open_ones):  # their pods were killed
+                    client.set_terminated(run.info.run_id, "KILLED" if status == "KILLED" else "FAILED")
     except Exception as problem:  # the pipeline has ended in any case
         logger.warning("MLflow at %s did not take the end of the run: %s", tracking_uri(root), reason(problem))

@@ -23,7 +23,7 @@ def pipeline_tag() -> dict[str, str]:
 
 def parent_key(tags: Mapping[str, str]) -> dict[str, str]:
     """What tells a pipeline's run: the run of Kubeflow Pipelines, else parameters and commit."""
-    names = ("rairl.kfp_run",) if "rairl.kfp_run" in tags else ("rairl.core.params", "rairl.commit")
+    names = ("rairl.kfp_run",) if "rairl.kfp_run" in tags else ("rairl.params", "rairl.commit")
     return {**{name: tags[name] for name in names}, "rairl.stage": "pipeline"}
 
 
@@ -86,3 +86,8 @@ def run_tags(stage: str, commit: str) -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "mlflow.user": os.environ.get("USER", "unknown"),
     }
+
+
+def model(source: str, revision: str | None) -> str:
+    """A model in words, with the first nine digits of its commit on the hub, if it has one."""
+    return source if revision is None else f"{source}@{revision[:9]}"

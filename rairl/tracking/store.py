@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from rairl.core.errors import RairlError
 from rairl.core.processes import uncollected
@@ -17,8 +18,6 @@ from rairl.core.processes import uncollected
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
-
-logger = logging.getLogger(__name__)
 
 _SETTINGS = {
     # MLflow's own defaults (120 s, 7 retries with doubling pauses) would hold training up for minutes. A large model
@@ -72,7 +71,7 @@ def registered_reward(name: str, root: Path = Path(".")) -> Iterator[Path]:
             flavor = Model.load(str(place)).flavors.get("python_function", {})
         found = flavor.get("artifacts", {}).get("reward")
         if found is None:
-            raise RairlError(f"{name} is registered but was not made by rairl; `rairl registry list` shows what was")
+            raise RairlError(f"{name} is registered but was not made by rairl; `rairl ui` shows what was")
         yield place / found["path"]
 
 
@@ -88,7 +87,12 @@ def oldest_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]
 
 def tracking_uri(root: Path = Path(".")) -> str:
     """``MLFLOW_TRACKING_URI``, else the sqlite file in the project's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
+
+
+def default_uri(root: Path) -> str:
+    """The sqlite file in the project's folder."""
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 def database_file(uri: str) -> Path | None:
@@ -96,43 +100,26 @@ def database_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
-def relocate(database: Path) -> None:
-    """Make a sqlite store follow a project that was moved or copied.
-
-    MLflow has no call for it, so this rewrites the absolute paths below the old ``mlartifacts`` folder in the database.
-    """
-    place = (database.parent / "mlartifacts").as_uri()
-    if not database.exists():
-        return
-    columns = {
-        "experiments": ("artifact_location",),
-        "runs": ("artifact_uri",),
-        "logged_models": ("artifact_location",),
-        "model_versions": ("source", "storage_location"),
-    }
-    with closing(sqlite3.connect(database, timeout=20)) as store, store:
-        if store.execute("SELECT 1 FROM sqlite_master WHERE name = 'logged_models'").fetchone() is None:
-            return  # MLflow has not set it up yet
-        query = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file://%/mlartifacts'"
-        for (old,) in store.execute(query).fetchall():
-            if old == place:
-                continue
-            for table, names in columns.items():
-                for name in names:
-                    moved = f"UPDATE {table} SET {name} = ? || substr({name}, ?) WHERE substr({name} || '/', 1, ?) = ?"
-                    store.execute(moved, (place, len(old) + 1, len(old) + 1, old + "/"))
-            logger.info("%s kept its artifacts in %s; it now points to %s", database, old, place)
-
-
 def connect(uri: str) -> MlflowClient:
     database = database_file(uri)
-    if database is not None:
-        relocate(database)
-
+    if database is not None and not database.exists():
+        _create(database)
     with uncollected():  # the client imports what its store needs
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=uri)
+
+
+def _create(database: Path) -> None:
+    """Set up a sqlite store, whole or not at all: MLflow can't mend one that two processes or half a process set up."""
+    from mlflow import MlflowClient
+
+    draft = database.with_name(f"{database.name}.part")
+    with FileLock(f"{database}.lock", timeout=120):
+        if not database.exists():
+            draft.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"sqlite:///{draft}")
+            draft.replace(database)
 
 
 @contextmanager
@@ -188,14 +175,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
-def unreachable(error: BaseException) -> bool:
-    """Whether the store may answer later: the network, or a database that is locked or cannot be opened."""
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import OperationalError
-
-    return any(
-        isinstance(link, (RequestException, OperationalError, sqlite3.OperationalError)) for link in _chain(error)
-    )
+def refused(error: BaseException) -> bool:
+    """Whether MLflow will never take this record. Any other error may pass: a server that is down, a login, a disk."""
+    codes = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+    return getattr(error, "error_code", "") in codes
 
 
 def reason(error: BaseException) -> str:
