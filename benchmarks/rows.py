@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -322,91 +319,11 @@ def large_file(m: Material, runs: int, machine: Machine, count: int = 512) -> li
     return [row(f"scoring a file of {count} traces", name, times["ours"], times["peer"], 5.0, "trace")]
 
 
-# --- overhead --------------------------------------------------------------------------------------------------------
-
-STAGE = """
-import sys
-from pathlib import Path
-from rairl.courier import stage_run
-from rairl.params import load_params
-from rairl.processes import end_quickly, uncollected
-end_quickly()
-with stage_run("grpo", load_params(sys.argv[1]), log_dir=Path("metrics")) as run:
-    with uncollected():
-        {imports}
-    run.log({{"loss": 1.0}}, 0)
-"""
-"""A stage that does nothing, in the order of :func:`rairl.cli.main.main` and :func:`rairl.stages.runner.run_stage`."""
-TRACKING = "mlflow, mlflow.store.tracking.sqlalchemy_store"
-IMPORTS = {
-    "a stage's parameters and tracking": ("import rairl.stages.posttrain", TRACKING),
-    "the same with torch and transformers": (
-        "import rairl.learn.policy_loop, rairl.models.reward, transformers",
-        "torch, transformers",
-    ),
-    "the same with transformers' modelling code": (
-        "import rairl.stages.runner; rairl.stages.runner.load_libraries()",
-        "transformers.modeling_utils",
-    ),
-}
-"""What stages import at least: those that count, those that train, and what loading any model takes besides; and which
-libraries that is."""
-LIBRARY = """
-import gc
-gc.disable()
-import {library}
-gc.freeze()
-"""
-"""A process that only imports."""
-
-
-def overhead(m: Material, runs: int, machine: Machine) -> list[Row]:
-    """What a stage costs that does nothing, and a `make repro` that finds nothing to do (where it has been run).
-
-    The floor is the longer of two imports alone: of tracking, which has a process of its own, and of the libraries. It
-    takes two free cores.
-    """
-    bare, repro, stages = Times(), Times(), {name: Times() for name in IMPORTS}
-    alone = {library: Times() for _, library in IMPORTS.values()}
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def run(code: str) -> float:
-            file = str((m.root / "params.yaml").absolute())
-            subprocess.run([sys.executable, "-c", code, file], cwd=scratch, check=True, capture_output=True)
-            return 1
-
-        run(STAGE.format(imports="pass"))  # makes the tracking store
-        for _ in range(runs):
-            bare.timed(lambda: run("pass"))
-            for name, (imports, library) in IMPORTS.items():
-                stages[name].timed(lambda imports=imports: run(STAGE.format(imports=imports)))
-                alone[library].timed(lambda library=library: run(LIBRARY.format(library=library)))
-    floors = {library: _above(times, bare) for library, times in alone.items()}
-    lines = []
-    for name, (_, library) in IMPORTS.items():
-        floor = max(floors[library], floors[TRACKING])
-        extra = _above(stages[name], bare)
-        lines.append(Row(f"{name}, above bare Python", "", extra, 3.0, "stage", runs, floor=floor))
-    if subprocess.run(["dvc", "status", "-q"], cwd=m.root, capture_output=True).returncode == 0:
-        for _ in range(runs):
-            repro.timed(
-                lambda: subprocess.run(["make", "repro"], cwd=m.root, check=True, capture_output=True).returncode + 1
-            )
-        lines.append(Row("`make repro`, nothing changed", "", statistics.median(repro.clock), 15.0, "run", runs))
-    return lines
-
-
-def _above(times: Times, bare: Times) -> float:
-    """Median of the seconds above bare Python."""
-    return statistics.median(b - a for a, b in zip(bare.clock, times.clock, strict=True))
-
-
 ROWS: dict[str, Callable[[Material, int, Machine], list[Row]]] = {
     "rollouts": rollouts,
     "iteration": iteration,
     "candidates": candidates_of_one,
     "file": large_file,
-    "overhead": overhead,
     "continuous": continuous,
 }
 """Rows by the names that the command line takes."""

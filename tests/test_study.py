@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rairl.study.execute import carry_out, run_studies
 
 from rairl.core.errors import RairlError
 from rairl.core.params import Params, parse_params
 from rairl.core.stats import NOTHING, Estimate
 from rairl.evaluate.questions import one_each, read_questions, sums, write_questions
-from rairl.study.execute import carry_out, run_studies
 from rairl.study.plan import Task, changed, load_studies, plan, read_study
 from rairl.study.tables import Cell, Results, Table, closed, corrected, tables
 from rairl.study.write import _json, markdown, spliced
