@@ -49,6 +49,8 @@ def run_studies(
         RairlError: outside a repository of git and DVC, when DVC refuses or nothing works on the queue; and at the
             end, naming every run that is not finished.
     """
+    if not Path("dvc.yaml").exists() or not Path(".dvc").exists():
+        raise RairlError("a study needs dvc.yaml and DVC, but there is none here; run it from a clone of the project")
     if not tables_only:
         _run_missing(studies, jobs)
     done = finished_runs(studies)
@@ -227,9 +229,14 @@ def _git(*words: str) -> str:
 
 
 def _output(command: Sequence[str], environment: dict[str, str]) -> str:
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    # Into files: the queue's workers would keep a pipe open as long as they live.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        done = subprocess.run(command, env={**os.environ, **environment}, stdout=out, stderr=err)
+        out.seek(0)
+        err.seek(0)
+        said, complaint = out.read(), err.read()
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no word why"]
         shown = " ".join(command[2 if command[1] == "-m" else 0 :])
-        raise RairlError(f"`{shown}` failed: {said[0]}; a study runs in a git repository with the project's dvc.yaml")
-    return done.stdout
+        reason = ((complaint.strip() or said.strip()).splitlines() or ["no word why"])[0]
+        raise RairlError(f"`{shown}` failed: {reason}")
+    return said
