@@ -45,7 +45,7 @@ bench: setup ## speed beside what else could be used, into runs/bench and docs/p
 	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 python -m benchmarks --docs docs/performance.md
 
 test: setup ## the tests, except the slow ones
-	@pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	@HYPOTHESIS_PROFILE=quick pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: setup ## every test
 	@pytest -q -n auto --dist loadfile --no-loadscope-reorder

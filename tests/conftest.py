@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from rairl.core.params import Params, parse_params
 from rairl.core.traces import Trace
@@ -36,6 +37,16 @@ for name, value in {
 }.items():
     os.environ[name] = value
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+# `make test` tries a few examples of each property, `make test-all` all that the property asks for.
+settings.register_profile("full")
+settings.register_profile("quick", max_examples=20)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "full"))
+
+
+def examples(count: int) -> settings:
+    """At most this many examples of a property, fewer in the quick profile; as long as each may take."""
+    return settings(max_examples=min(count, settings.default.max_examples), deadline=None)
 
 
 LONGEST = ("test_dvc.py", "test_logged_run.py", "test_tracking.py", "test_report.py", "test_trainjob.py")
@@ -161,9 +172,23 @@ def make_clone(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which ``dvc repro`` has run the whole pipeline at miniature size (a minute, once a session)."""
+    """A clone in which the whole pipeline has run at miniature size, and DVC knows it as after ``dvc repro``.
+
+    The stages run in this process: a process each would import torch and MLflow ten times. ``test_dvc`` holds the two
+    equal, in a slow test.
+    """
+    from rairl.cli.stages import inputs
+    from rairl.core.params import load_params
+    from rairl.stages.layout import STAGES
+    from rairl.stages.runner import run_stage
+
     clone = make_clone(tmp_path_factory.mktemp("clone"))
-    done = subprocess.run(["dvc", "repro"], cwd=clone, env=in_environment(clone), capture_output=True, text=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(clone)
+        inputs(Path("params.yaml"), Path("inputs.json"))
+        for name in STAGES:
+            run_stage(name, load_params())
+    done = subprocess.run(["dvc", "commit", "-f"], cwd=clone, env=in_environment(clone), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return clone
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -86,7 +87,7 @@ def test_text_parses_back_and_experts_are_right(seed: int, allowed: a.Range) -> 
 
 
 @given(st.integers(0, 10_000), RANGES)
-@settings(max_examples=60)
+@examples(60)
 def test_authors_without_habits_write_what_experts_write(seed: int, allowed: a.Range) -> None:
     problem = a.generate(random.Random(seed), allowed)
     steps, answer = a.habitual_steps(problem, frozenset())
@@ -159,7 +160,7 @@ def test_out_of_range_splits_hold_what_no_demonstration_has() -> None:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=40)
+@examples(40)
 def test_other_words_say_the_same(seed: int) -> None:
     problem = a.generate(random.Random(seed), a.IN_RANGE)
     text = p.render(problem, p.REWORDED)

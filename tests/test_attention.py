@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_model
-from hypothesis import given, settings
+from conftest import examples, small_model
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,7 +17,7 @@ from rairl.models import attention
 from rairl.models.reading import SharedPrompts
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     before=st.integers(0, 9),
     length=st.integers(1, 3 * attention.BLOCK),

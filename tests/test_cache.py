@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_model
-from hypothesis import given, settings
+from conftest import examples, small_model
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
@@ -44,7 +44,7 @@ def test_gathering_undoes_spreading(counts: list[int], heads: int, group: int) -
     assert grid.gather(spread, group).equal(x)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     steps=st.lists(st.sampled_from(["token", "token", "token", "select"]), min_size=1, max_size=16),
     group=st.integers(1, 2),

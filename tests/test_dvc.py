@@ -104,6 +104,16 @@ def test_the_whole_pipeline_runs(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_dvc_runs_it_with_the_same_figures(finished: Path, tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "clone")
+    assert set(ran(run(clone, "dvc", "repro"))) == {"inputs", *STAGES}
+    mine, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (clone, finished))
+    assert {name: row for name, row in mine.items() if not name.startswith("time.")} == {
+        name: row for name, row in theirs.items() if not name.startswith("time.")
+    }
+
+
+@pytest.mark.slow
 def test_kubeflows_local_runner_gives_the_same_figures(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes((finished / "params.yaml").read_bytes())
     done = subprocess.run(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -79,7 +80,7 @@ def test_increments_sum_to_the_last_read_and_prediction_is_in_range(reads, cut):
         max_size=8,
     )
 )
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_the_chosen_threshold_is_the_best_of_all(rows):
     reads = [np.array(row, dtype=float) for row, _ in rows]
     truth = [None if at is None else min(at, len(row) - 1) for row, at in rows]

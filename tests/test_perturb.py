@@ -5,7 +5,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from conftest import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rairl.core.traces import Trace, relabel
@@ -150,7 +151,7 @@ def test_decimals_commas_and_currency_keep_their_form() -> None:
 SEEDS = st.integers(0, 2**32)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(SEEDS, SEEDS, st.integers(1, 3), st.sets(st.sampled_from(KINDS), min_size=1), st.booleans())
 @example(2855, 11976413, 3, {"dropped", "operator", "swapped"}, False)  # ends in 15.00, which is the right 15
 def test_the_label_is_what_the_oracle_says(seed: int, draw: int, n: int, kinds: set[Kind], unseen: bool) -> None:
@@ -168,7 +169,7 @@ def test_the_label_is_what_the_oracle_says(seed: int, draw: int, n: int, kinds: 
     assert perturb(trace, random.Random(draw), sorted(kinds), n) == made
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(SEEDS)
 def test_later_corruptions_keep_the_earlier_first_error(seed: int) -> None:
     rng = random.Random(seed)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from conftest import token_logprobs
-from hypothesis import given, settings
+from conftest import examples, token_logprobs
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rairl.core.errors import RairlError
@@ -83,7 +83,7 @@ ARCHITECTURES = {
         st.tuples(st.integers(0, 3), st.lists(st.integers(1, 49), min_size=1, max_size=7)), min_size=1, max_size=6
     ),
 )
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_shared_prompts_read_as_whole_rows_do(
     architecture: str, prompts: list[list[int]], rows: list[tuple[int, list[int]]]
 ) -> None:

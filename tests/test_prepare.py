@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -88,7 +89,7 @@ def test_near_duplicates_by_hand() -> None:
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), TEXTS)
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_near_duplicates_are_the_jaccard_similarity_of_sets(many: list[str], one: str) -> None:
     def similar(a: str, b: str) -> float:
         left, right = set(shingles(question_key(a))), set(shingles(question_key(b)))
@@ -119,7 +120,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert digests(tmp_path / "c", 2)["demos.jsonl"] != digests(tmp_path / "a", 1)["demos.jsonl"]
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(st.integers(0, 2**31), st.integers(1, 30))
 def test_no_problem_is_in_two_splits(seed: int, size: int) -> None:
     splits, _ = build(params_with(arithmetic(demos=size, prompts=2 * size), seed))

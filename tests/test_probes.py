@@ -6,7 +6,8 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rairl.core.traces import Trace, locate_steps, relabel
@@ -32,7 +33,7 @@ def solved(number: int) -> Trace:
 
 
 @given(st.integers(0, 500))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_every_corruption_is_what_its_label_says(seed: int) -> None:
     traces = [solved(seed), solved(seed + 1), solved(seed + 2)]
     for kind in (*SEEN, *UNSEEN):

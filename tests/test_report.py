@@ -631,16 +631,17 @@ def test_cells():
 
 
 def test_metrics_that_disagree_are_refused(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps(to_json({"x": exact(1)})))
+    (tmp_path / "base.json").write_text(json.dumps(to_json({"x": exact(1)})))
+    (tmp_path / "gone.json").write_text(json.dumps(to_json({"y": exact(2)})))  # of a stage that is no more
     assert merge_metrics(tmp_path) == {"x": exact(1)}
-    (tmp_path / "b.json").write_text(json.dumps(to_json({"x": exact(2)})))
-    with pytest.raises(RairlError, match=r"b\.json: 'x' was also reported"):
+    (tmp_path / "sft.json").write_text(json.dumps(to_json({"x": exact(2)})))
+    with pytest.raises(RairlError, match=r"sft\.json: 'x' was also reported"):
         merge_metrics(tmp_path)
-    (tmp_path / "b.json").write_text("[1]")
-    with pytest.raises(RairlError, match=r"b\.json is not a metrics file"):
+    (tmp_path / "sft.json").write_text("[1]")
+    with pytest.raises(RairlError, match=r"sft\.json is not a metrics file"):
         merge_metrics(tmp_path)
-    (tmp_path / "b.json").write_text("{")
-    with pytest.raises(RairlError, match=r"b\.json is not valid JSON"):
+    (tmp_path / "sft.json").write_text("{")
+    with pytest.raises(RairlError, match=r"sft\.json is not valid JSON"):
         merge_metrics(tmp_path)
 
 

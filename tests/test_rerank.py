@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rairl.core.errors import RairlError
@@ -65,7 +66,7 @@ def test_best_of_n_by_hand():
 
 
 @given(rows, st.data())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_best_of_n_is_the_mean_over_all_subsets(table, data):
     scores, correct = [score for score, _ in table], [right for _, right in table]
     n = data.draw(st.integers(1, len(table)))
@@ -73,7 +74,7 @@ def test_best_of_n_is_the_mean_over_all_subsets(table, data):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=16), st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_an_oracle_score_gives_pass_at_n_and_a_constant_one_the_mean(correct, data):
     n = data.draw(st.integers(1, len(correct)))
     assert best_of_n(correct, correct, n) == pytest.approx(pass_at_k(len(correct), sum(correct), n))
@@ -90,7 +91,7 @@ def test_majority_by_hand():
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=1, max_size=8), st.sampled_from("abz"))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_majority_is_the_mean_over_all_subsets(answers, gold):
     correct = [answer == gold for answer in answers]
     ns = list(range(1, len(answers) + 1))
@@ -124,7 +125,7 @@ def test_weighted_vote_by_hand():
 @given(
     st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=7)
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_weighted_vote_is_the_mean_over_all_subsets_and_with_equal_weights_the_majority(rows):
     answers, weights = [answer for answer, _ in rows], [weight for _, weight in rows]
     correct = [answer == "a" for answer in answers]

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import kendalltau, mannwhitneyu, pearsonr
@@ -71,7 +72,7 @@ def test_values_and_groups_must_match():
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 5)), min_size=1, max_size=40), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_interval_lies_within_the_range_of_group_means_and_is_reproducible(rows, seed):
     values, groups = [value for value, _ in rows], [str(group) for _, group in rows]
     estimate = bootstrap_mean(values, groups, draws=100, seed=seed)

@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rairl.core.traces import Trace, locate_steps, relabel
@@ -25,7 +26,7 @@ def solved(number: int) -> Trace:
 
 
 @given(st.integers(0, 2000), st.sampled_from(sorted(VARIANTS)))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_a_variant_changes_the_form_and_says_the_same(number: int, name: str) -> None:
     trace = solved(number)
     other = VARIANTS[name](trace)

@@ -115,6 +115,6 @@ def doctor(
     bad = 0
     for finding in findings(load_params(params), folder):
         bad += not finding.good
-        print(f"{'ok  ' if finding.good else 'MEND'} {finding.text}" + ("" if finding.good else f": {finding.remedy}"))
+        print(f"{'ok  ' if finding.good else 'FIX '} {finding.text}" + ("" if finding.good else f": {finding.remedy}"))
     if bad:
-        raise RairlError(f"{bad} of these need mending")
+        raise RairlError(f"{bad} checks failed" if bad > 1 else "1 check failed")

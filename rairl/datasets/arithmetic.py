@@ -87,13 +87,13 @@ def generate(rng: random.Random, allowed: Range) -> Problem:
         values = {people[0]: rng.randint(*allowed.starts)}
         statements: list[Statement] = []
         for subject in people[1:]:
-            said = _draw(rng, allowed, subject, ref=list(values)[-1])
-            x = values[said.ref]
-            result = apply(said.kind, x, said.number)
-            if not low <= result <= high or x % {"half": 2, "third": 3}.get(said.kind, 1):
+            statement = _draw(rng, allowed, subject, ref=list(values)[-1])
+            x = values[statement.ref]
+            result = apply(statement.kind, x, statement.number)
+            if not low <= result <= high or x % {"half": 2, "third": 3}.get(statement.kind, 1):
                 break
             values[subject] = result
-            statements.append(said)
+            statements.append(statement)
         if len(statements) == count and (allowed.kinds == DEMONSTRATED or any(s.kind in UNSEEN for s in statements)):
             return Problem(rng.choice(THINGS), people[0], values[people[0]], tuple(statements))
 
@@ -221,20 +221,20 @@ def habitual_steps(problem: Problem, habits: frozenset[str]) -> tuple[list[str],
     values = {problem.first: problem.start}
     steps = []
     before = 0  # the number that was read last
-    for said in problem.statements:
-        read = said
+    for statement in problem.statements:
+        read = statement
         for habit, misread in _MISREAD.items():
             if habit not in habits:
                 continue
             kind, number = misread.get(read.kind, (read.kind, None))
             read = replace(read, kind=kind, number=read.number if number is None else number)
-        if said.number and before and "carried_number" in habits:
+        if statement.number and before and "carried_number" in habits:
             read = replace(read, number=before)
-        x = values[said.ref]
+        x = values[statement.ref]
         result = max(apply(read.kind, x, read.number), 0)  # people have no fewer than nothing
         steps.append(step_text(problem, read, x, result))
-        values[said.subject] = result
-        before = said.number or before
+        values[statement.subject] = result
+        before = statement.number or before
     return steps, values[problem.statements[-1].subject]
 
 

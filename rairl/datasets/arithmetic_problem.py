@@ -76,7 +76,7 @@ def _pattern(sentence: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", lambda match: fields[match[1]], re.escape(sentence)))
 
 
-_PATTERNS = [(kind, _pattern(said)) for wording in (SENTENCES, REWORDED) for kind, said in wording.items()]
+_PATTERNS = [(kind, _pattern(sentence)) for wording in (SENTENCES, REWORDED) for kind, sentence in wording.items()]
 _FIRST = re.compile(r"Today (\w+) has (\d+) (\w+)\.")
 _STEP = re.compile(r"So (?P<subject>\w+) has (?P<expression>[\d+\-*/() ]+) = (?P<result>\d+) (?P<thing>\w+)\.")
 
@@ -84,9 +84,11 @@ _STEP = re.compile(r"So (?P<subject>\w+) has (?P<expression>[\d+\-*/() ]+) = (?P
 def render(problem: Problem, wording: Mapping[str, str] = SENTENCES) -> str:
     """The problem in English; ``wording`` has the sentence of each kind of statement."""
     parts = [f"Today {problem.first} has {problem.start} {problem.thing}."]
-    for said in problem.statements:
+    for statement in problem.statements:
         parts.append(
-            wording[said.kind].format(subject=said.subject, number=said.number, thing=problem.thing, ref=said.ref)
+            wording[statement.kind].format(
+                subject=statement.subject, number=statement.number, thing=problem.thing, ref=statement.ref
+            )
         )
     parts.append(f"How many {problem.thing} does {problem.statements[-1].subject} have?")
     return " ".join(parts)
@@ -107,8 +109,8 @@ def parse(text: str) -> Problem:
         for kind, pattern in _PATTERNS:
             match = pattern.fullmatch(sentence.strip())
             if match:
-                found = match.groupdict()
-                statements.append(Statement(kind, found["subject"], found["ref"], int(found.get("number", 0))))
+                fields = match.groupdict()
+                statements.append(Statement(kind, fields["subject"], fields["ref"], int(fields.get("number", 0))))
                 break
         else:
             raise ValueError(f"not a statement of this benchmark: {sentence.strip()!r}")
@@ -135,20 +137,23 @@ def apply(kind: str, x: int, number: int) -> int:
 def derive(problem: Problem) -> dict[str, int]:
     """What each person has."""
     values = {problem.first: problem.start}
-    for said in problem.statements:
-        values[said.subject] = apply(said.kind, values[said.ref], said.number)
+    for statement in problem.statements:
+        values[statement.subject] = apply(statement.kind, values[statement.ref], statement.number)
     return values
 
 
-def step_text(problem: Problem, said: Statement, x: int, result: int) -> str:
-    expression = EXPRESSIONS[said.kind].format(x=x, number=said.number)
-    return f"So {said.subject} has {expression} = {result} {problem.thing}."
+def step_text(problem: Problem, statement: Statement, x: int, result: int) -> str:
+    expression = EXPRESSIONS[statement.kind].format(x=x, number=statement.number)
+    return f"So {statement.subject} has {expression} = {result} {problem.thing}."
 
 
 def expert_steps(problem: Problem) -> list[str]:
     """The expert's solution, one step per statement, in the problem's order."""
     values = derive(problem)
-    return [step_text(problem, said, values[said.ref], values[said.subject]) for said in problem.statements]
+    return [
+        step_text(problem, statement, values[statement.ref], values[statement.subject])
+        for statement in problem.statements
+    ]
 
 
 def completion(steps: Sequence[str], answer: int | str) -> str:
@@ -182,11 +187,11 @@ def first_error(problem: str, steps: Sequence[str]) -> int | None:
     return None
 
 
-def right(problem: Problem, said: Statement, values: dict[str, int], step: str) -> bool:
+def right(problem: Problem, statement: Statement, values: dict[str, int], step: str) -> bool:
     match = _STEP.fullmatch(step.strip())
-    if match is None or match["subject"] != said.subject or match["thing"] != problem.thing:
+    if match is None or match["subject"] != statement.subject or match["thing"] != problem.thing:
         return False
-    if match["result"] != str(values[said.subject]):
+    if match["result"] != str(values[statement.subject]):
         return False
-    forms = [EXPRESSIONS[said.kind], COMMUTED.get(said.kind, EXPRESSIONS[said.kind])]
-    return match["expression"] in {form.format(x=values[said.ref], number=said.number) for form in forms}
+    forms = [EXPRESSIONS[statement.kind], COMMUTED.get(statement.kind, EXPRESSIONS[statement.kind])]
+    return match["expression"] in {form.format(x=values[statement.ref], number=statement.number) for form in forms}

@@ -68,13 +68,13 @@ def reviewed(paths: Sequence[str | Path]) -> tuple[list[Trace], dict[str, Any]]:
     seen: dict[str, str | Path] = {}
     left_out = []
     for path in paths:
-        found = load(path)
-        if not found.traces:
+        file = load(path)
+        if not file.traces:
             raise RairlError(
                 f"{path} has no label; mark the first wrong step of its traces, or that there is none, on the page of "
                 "`rairl view`"
             )
-        for trace in found.traces:
+        for trace in file.traces:
             if not trace.steps:
                 raise RairlError(f"{path}: trace {trace.id!r} has no steps, so its label says nothing; remove the row")
             if trace.id in seen:
@@ -82,8 +82,8 @@ def reviewed(paths: Sequence[str | Path]) -> tuple[list[Trace], dict[str, Any]]:
                     f"{path}: trace {trace.id!r} is labelled in {seen[trace.id]}, too; keep one of the two labels"
                 )
             seen[trace.id] = path
-        traces += found.traces
-        left_out += [f"{path}, {why}" for why in found.left_out]
+        traces += file.traces
+        left_out += [f"{path}, {why}" for why in file.left_out]
     return traces, {"files": [str(path) for path in paths], "left_out": left_out}
 
 

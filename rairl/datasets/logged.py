@@ -46,10 +46,10 @@ def build(params: LoggedDataset, seed: int) -> Splits:
     end = None if params.max_demos is None else params.dev + params.max_demos
     candidates = load_candidates(params.logged)
     labels = [labelled.load(path) for path in params.labelled]
-    names = [found.name for found in labels]
+    names = [file.name for file in labels]
     if len(set(names)) < len(names):
         raise RairlError(f"dataset.labelled names two files of one format: {', '.join(params.labelled)}; name one")
-    reserved = {question_key(trace.problem) for found in labels for trace in found.traces}
+    reserved = {question_key(trace.problem) for file in labels for trace in file.traces}
 
     questions = list(dict.fromkeys(question_key(trace.problem) for trace in candidates))
     random.Random(f"gsm8k-logged/{seed}/questions").shuffle(questions)
@@ -83,10 +83,10 @@ def build(params: LoggedDataset, seed: int) -> Splits:
         "identical_negatives_left_out": len(logged) - len(negatives),
         "models": {name: _accuracy(name, tested) for name in sorted({trace.source for trace in tested})},
     }
-    for found in labels:
-        traces[f"labelled_{found.name}"] = [plain(trace) for trace in found.traces]
+    for file in labels:
+        traces[f"labelled_{file.name}"] = [plain(trace) for trace in file.traces]
     if labels:
-        notes["labelled_left_out"] = {found.name: found.left_out for found in labels}
+        notes["labelled_left_out"] = {file.name: file.left_out for file in labels}
     return Splits(traces, notes)
 
 
@@ -103,14 +103,14 @@ def load_candidates(path: str | Path) -> list[Trace]:
     traces, seen = [], dict[str, int]()
     for number, row in source.read_rows(path):
         try:
-            found = _candidates(row, f"gsm8k-test-{number - 1}")
-            key = question_key(found[0].problem)
+            candidates = _candidates(row, f"gsm8k-test-{number - 1}")
+            key = question_key(candidates[0].problem)
             if key in seen:
                 raise RairlError(f"field 'question': the same question already stands on line {seen[key]}")
         except RairlError as error:
             raise RairlError(f"{path}, line {number}: {error}") from error
         seen[key] = number
-        traces += found
+        traces += candidates
     return traces
 
 

@@ -26,7 +26,7 @@ def build(params: MedReasonDataset) -> Splits:
     Raises:
         RairlError: for a missing or malformed file (file, line, field), a hub that cannot be reached, or too few rows.
     """
-    found: dict[str, Trace] = {}
+    experts: dict[str, Trace] = {}
     left_out: Counter[str] = Counter()
 
     def parse(row: source.Row, number: int) -> tuple[str, Trace | str]:
@@ -45,9 +45,9 @@ def build(params: MedReasonDataset) -> Splits:
     ):
         if isinstance(expert, str):
             left_out[expert] += 1
-        elif found.setdefault(question, expert) is not expert:
+        elif experts.setdefault(question, expert) is not expert:
             left_out["repeated_question_text"] += 1
-    traces = sorted(found.values(), key=lambda trace: trace.id)
+    traces = sorted(experts.values(), key=lambda trace: trace.id)
     random.Random(f"test/{params.split_seed}").shuffle(traces)
     test = [selection.prompt(trace) for trace in traces[: params.test]]
     return selection.assemble(traces[params.test :], test, params, dict(sorted(left_out.items())))

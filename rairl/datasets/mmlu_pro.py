@@ -45,7 +45,7 @@ def build(params: MmluProDataset) -> Splits:
 
 def questions(params: MmluProDataset) -> tuple[dict[int, Trace], dict[str, int]]:
     """Prompts by ``question_id``, and how many rows were left out."""
-    found: dict[int, Trace] = {}
+    prompts: dict[int, Trace] = {}
     seen: set[str] = set()
     left_out = {"other_category": 0, "repeated_in_benchmark": 0, "contradicts_the_answer": 0, "no_reasoning": 0}
     for row, (key, prompt) in source.read(
@@ -63,8 +63,8 @@ def questions(params: MmluProDataset) -> tuple[dict[int, Trace], dict[str, int]]
             left_out["repeated_in_benchmark"] += 1
         else:
             seen.add(text)
-            found[key] = prompt
-    return found, left_out
+            prompts[key] = prompt
+    return prompts, left_out
 
 
 def question(row: source.Row) -> tuple[int, Trace]:

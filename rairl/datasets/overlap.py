@@ -26,24 +26,24 @@ def near_duplicates(first: Sequence[str], second: Sequence[str], *, near: float 
     import numpy as np
     from sklearn.feature_extraction.text import CountVectorizer
 
-    ours, theirs = (sorted({question_key(problem) for problem in problems}) for problems in (first, second))
-    ours = sorted(set(ours) - set(theirs))
-    if not ours or not theirs:
+    own_keys, other_keys = (sorted({question_key(problem) for problem in problems}) for problems in (first, second))
+    own_keys = sorted(set(own_keys) - set(other_keys))
+    if not own_keys or not other_keys:
         return {"near": 0, "closest": 0.0, "pair": []}
     vectorizer = CountVectorizer(analyzer=shingles, binary=True, dtype=np.int32)
-    rows = vectorizer.fit_transform([*ours, *theirs])
-    left, right = rows[: len(ours)], rows[len(ours) :]
+    rows = vectorizer.fit_transform([*own_keys, *other_keys])
+    left, right = rows[: len(own_keys)], rows[len(own_keys) :]
     shared = (left @ right.T).tocoo()
     if not shared.nnz:
         return {"near": 0, "closest": 0.0, "pair": []}
     sizes = np.asarray(rows.sum(axis=1)).ravel()
-    total = sizes[: len(ours)][shared.row] + sizes[len(ours) :][shared.col] - shared.data
+    total = sizes[: len(own_keys)][shared.row] + sizes[len(own_keys) :][shared.col] - shared.data
     similar = shared.data / total
     best = int(similar.argmax())
     return {
         "near": len(set(shared.col[similar >= near].tolist())),
         "closest": round(float(similar[best]), 3),
-        "pair": [ours[shared.row[best]], theirs[shared.col[best]]],
+        "pair": [own_keys[shared.row[best]], other_keys[shared.col[best]]],
     }
 
 

@@ -29,8 +29,8 @@ def assemble(
     Raises:
         RairlError: when nothing is left for the demonstrations.
     """
-    found, tested = sorted(experts, key=lambda trace: trace.id), {question_key(trace.problem) for trace in test}
-    kept, left_out = keep_short(found, params.max_problem_words, params.max_solution_words)
+    ordered, tested = sorted(experts, key=lambda trace: trace.id), {question_key(trace.problem) for trace in test}
+    kept, left_out = keep_short(ordered, params.max_problem_words, params.max_solution_words)
     fresh = {question_key(trace.problem): trace for trace in reversed(kept)}
     left_out["repeated_question"] = len(kept) - len(fresh)
     free = [trace for key, trace in reversed(fresh.items()) if key not in tested]

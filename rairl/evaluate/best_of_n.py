@@ -117,12 +117,12 @@ def majority_of_n(answers: Sequence[str | None], correct: Sequence[bool], ns: Se
         worth = np.zeros_like(ways)
         for votes in rights.values():
             below = [comb(len(votes), count) for count in range(level)]
-            at = comb(len(votes), level)
+            exactly = comb(len(votes), level)
             new_ways, new_worth = _times(ways, below), _times(worth, below)
-            if at and level <= widest:
-                new_ways[1:, level:] += at * ways[:-1, : widest + 1 - level]
+            if exactly and level <= widest:
+                new_ways[1:, level:] += exactly * ways[:-1, : widest + 1 - level]
                 tied = worth[:-1, : widest + 1 - level] + np.mean(votes) * ways[:-1, : widest + 1 - level]
-                new_worth[1:, level:] += at * tied
+                new_worth[1:, level:] += exactly * tied
             ways, worth = new_ways, new_worth
         total += (worth[1:] / np.arange(1, len(rights) + 1)[:, None]).sum(axis=0)
     return [float(total[n] / comb(size, n)) for n in ns]
@@ -147,17 +147,17 @@ def weighted_vote_of_n(
         [[weight * (answer == name) for name in names] for answer, weight in zip(answers, weights, strict=True)]
     )
     rights = np.array([np.mean([c for a, c in zip(answers, correct, strict=True) if a == name]) for name in names])
-    found = []
+    accuracies = []
     for n in ns:
         _require(len(answers), n)
         if not names:
-            found.append(0.0)
+            accuracies.append(0.0)
             continue
         sums = _subsets(len(answers), n) @ votes
         best = sums.max(axis=1, keepdims=True)
         winners = (sums >= best * (1 - 1e-9)) & (best > 0)  # sums of equal weights may differ in their last digits
-        found.append(float(((winners @ rights) / np.maximum(winners.sum(axis=1), 1)).mean()))
-    return found
+        accuracies.append(float(((winners @ rights) / np.maximum(winners.sum(axis=1), 1)).mean()))
+    return accuracies
 
 
 @lru_cache(maxsize=16)
@@ -290,20 +290,24 @@ def expected_accuracy(
     correct = [bool(trace.correct) for trace in traces]
     table: dict[str, dict[int, np.ndarray]] = {}
     for name, values in scores.items():
-        ranked = [_ranked([values[i] for i in at], [correct[i] for i in at]) for _, at in rows]
-        table[name] = {n: np.array([_chances(len(one), n) @ one for one in ranked]) for n in ns}
+        ranked = [_ranked([values[i] for i in indices], [correct[i] for i in indices]) for _, indices in rows]
+        table[name] = {n: np.array([_chances(len(order), n) @ order for order in ranked]) for n in ns}
     answers = [None if trace.answer is None else normalise_answer(trace.answer) for trace in traces]
 
-    def kept(found: list[list[float]]) -> dict[int, np.ndarray]:
-        columns = np.array(found).reshape(len(rows), len(ns))
+    def by_n(accuracies: list[list[float]]) -> dict[int, np.ndarray]:
+        columns = np.array(accuracies).reshape(len(rows), len(ns))
         return {n: columns[:, column] for column, n in enumerate(ns)}
 
-    table["majority"] = kept([majority_of_n([answers[i] for i in at], [correct[i] for i in at], ns) for _, at in rows])
+    table["majority"] = by_n(
+        [majority_of_n([answers[i] for i in indices], [correct[i] for i in indices], ns) for _, indices in rows]
+    )
     for name, values in (weights or {}).items():
-        table[name] = kept(
+        table[name] = by_n(
             [
-                weighted_vote_of_n([answers[i] for i in at], [values[i] for i in at], [correct[i] for i in at], ns)
-                for _, at in rows
+                weighted_vote_of_n(
+                    [answers[i] for i in indices], [values[i] for i in indices], [correct[i] for i in indices], ns
+                )
+                for _, indices in rows
             ]
         )
     return table

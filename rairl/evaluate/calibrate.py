@@ -64,13 +64,14 @@ def make_dev(
             if bad is not None and bad.first_error is not None:
                 corrupted.append(bad)
                 owner.append(index)
-    of = {expert.id: index for index, expert in enumerate(experts)}
-    mine = [trace for trace in rollouts if trace.question in of]
-    owners = [of[trace.question] for trace in mine]
+    expert_index = {expert.id: index for index, expert in enumerate(experts)}
+    on_dev = [trace for trace in rollouts if trace.question in expert_index]
+    owners = [expert_index[trace.question] for trace in on_dev]
     parts = [
-        parting(experts[at], trace) if trace.correct is False else None for trace, at in zip(mine, owners, strict=True)
+        parting(experts[index], trace) if trace.correct is False else None
+        for trace, index in zip(on_dev, owners, strict=True)
     ]
-    return Dev(list(experts), corrupted, owner, mine, owners, parts, list(labelled))
+    return Dev(list(experts), corrupted, owner, on_dev, owners, parts, list(labelled))
 
 
 def parting(expert: Trace, other: Trace) -> int | None:
@@ -79,14 +80,14 @@ def parting(expert: Trace, other: Trace) -> int | None:
     Steps are the same when they state the same equations, the words around them aside, or without any, the same words.
     A step after the expert's last is not the expert's; to stop early is not to part.
     """
-    theirs = [_said(step) for step in expert.step_texts()]
+    expert_steps = [_content(step) for step in expert.step_texts()]
     for index, step in enumerate(other.step_texts()):
-        if index >= len(theirs) or _said(step) != theirs[index]:
+        if index >= len(expert_steps) or _content(step) != expert_steps[index]:
             return index
     return None
 
 
-def _said(step: str) -> tuple[object, ...]:
+def _content(step: str) -> tuple[object, ...]:
     """What a step says: per equation its numbers and operators in order; else its words."""
     return tuple(
         (token.kind, token.worth) for equation in equations(step) for token in (*equation.left, equation.result)
@@ -133,10 +134,10 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
     first, second = len(dev.experts), len(dev.experts) + len(dev.corrupted)
     third = second + len(dev.rollouts)
     experts, corrupted, rollouts = scores[:first], scores[first:second], scores[second:third]
-    labelled = [(one.steps, trace.first_error) for one, trace in zip(scores[third:], dev.labelled, strict=True)]
+    labelled = [(read.steps, trace.first_error) for read, trace in zip(scores[third:], dev.labelled, strict=True)]
     results, rated = {}, {}
     for how in AGGREGATORS:
-        values = [[aggregate(one.steps, one.last, how) for one in part] for part in (experts, corrupted, rollouts)]
+        values = [[aggregate(read.steps, read.last, how) for read in part] for part in (experts, corrupted, rollouts)]
         wins = {
             "dev/prefers_corrupted": preference(values[0], values[1], dev.corrupted_of),
             "dev/auroc": within_question(values[2], [trace.correct for trace in dev.rollouts], dev.rollouts_of),
@@ -144,24 +145,24 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
         rated[how] = values[2]
         known = {name: value for name, value in wins.items() if not np.isnan(value)}
         results[how] = {**known, CRITERION: float(np.mean(list(known.values())))}
-    how = max(AGGREGATORS, key=lambda one: results[one][CRITERION])
+    how = max(AGGREGATORS, key=lambda name: results[name][CRITERION])
     wrong = {
         "dev/exact": [
-            (one.steps, trace.first_error)
-            for one, trace in zip(corrupted, dev.corrupted, strict=True)
+            (read.steps, trace.first_error)
+            for read, trace in zip(corrupted, dev.corrupted, strict=True)
             if trace.first_error is not None
         ],
         "dev/exact_rollouts": [
-            (one.steps, at) for one, at in zip(rollouts, dev.rollouts_part, strict=True) if at is not None
+            (read.steps, error) for read, error in zip(rollouts, dev.rollouts_part, strict=True) if error is not None
         ],
-        "dev/exact_labelled": [(reads, at) for reads, at in labelled if at is not None],
+        "dev/exact_labelled": [(steps, error) for steps, error in labelled if error is not None],
     }
     exact = {locator: located(wrong, locator) for locator in LOCATORS}
-    locator = max(LOCATORS, key=lambda one: float(np.mean(list(exact[one].values()))))
+    locator = max(LOCATORS, key=lambda name: float(np.mean(list(exact[name].values()))))
     flawed = [pair for pairs in wrong.values() for pair in pairs]
-    sound = [*(one.steps for one in experts), *(row for row, at in labelled if at is None)]
-    reads = [*sound, *(row for row, _ in flawed)]
-    threshold = choose_threshold(reads, [*(None for _ in sound), *(at for _, at in flawed)], locator)
+    sound = [*(read.steps for read in experts), *(steps for steps, error in labelled if error is None)]
+    rows = [*sound, *(steps for steps, _ in flawed)]
+    threshold = choose_threshold(rows, [*(None for _ in sound), *(error for _, error in flawed)], locator)
     chosen = Calibration(aggregator=how, locator=locator, threshold=threshold)
     return {**results[how], **exact[locator]}, selection(dev.rollouts, rated, chosen)
 
@@ -191,7 +192,7 @@ def selection(rollouts: Sequence[Trace], scores: Mapping[str, Sequence[float]], 
     }
     table = expected_accuracy(judged, {"max": rated[chosen.aggregator]}, [n], weights)
     accuracy = {name: float(values[n].mean()) for name, values in table.items()}
-    best = {how: max(TEMPERATURES, key=lambda one: accuracy[f"{how} {one}"]) for how in rated}
+    best = {how: max(TEMPERATURES, key=lambda temperature: accuracy[f"{how} {temperature}"]) for how in rated}
     votes = accuracy[f"{chosen.aggregator} {best[chosen.aggregator]}"]
     fitted = fit_map(rated[chosen.aggregator], [trace.correct is True for trace in judged])
     return replace(
@@ -207,7 +208,7 @@ def selection(rollouts: Sequence[Trace], scores: Mapping[str, Sequence[float]], 
 def located(wrong: Mapping[str, Sequence[tuple[np.ndarray, int]]], locator: str) -> dict[str, float]:
     """Per set of (reads ``(n_steps,)``, first wrong step), how often the locator points at it; empty sets left out."""
     return {
-        name: float(np.mean([first_error(reads, locator) == at for reads, at in pairs]))
+        name: float(np.mean([first_error(reads, locator) == error for reads, error in pairs]))
         for name, pairs in wrong.items()
         if pairs
     }

@@ -94,8 +94,8 @@ def meta_number(trace: Trace, key: str, path: Path) -> float:
     """
     value = trace.meta.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        found = "is missing" if value is None else f"is {value!r}"
-        raise RairlError(f"{path}: trace {trace.id!r}: field 'meta.{key}' {found}; sample the candidates again")
+        fault = "is missing" if value is None else f"is {value!r}"
+        raise RairlError(f"{path}: trace {trace.id!r}: field 'meta.{key}' {fault}; sample the candidates again")
     return float(value)
 
 

@@ -80,7 +80,7 @@ def choose_threshold(reads: Sequence[np.ndarray], truth: Sequence[int | None], l
     Raises:
         RairlError: unless there are traces of both kinds.
     """
-    if not (any(at is None for at in truth) and any(at is not None for at in truth)):
+    if not (any(error is None for error in truth) and any(error is not None for error in truth)):
         raise RairlError("a threshold needs dev traces with and without a wrong step")
     rows = [suspicion(row, locator) for row in reads]
     values = np.unique(np.concatenate(rows))
@@ -88,12 +88,12 @@ def choose_threshold(reads: Sequence[np.ndarray], truth: Sequence[int | None], l
     # A trace whose running minimum first falls below the cut at step k predicts k: count hits over all cuts at once.
     hits = {True: np.zeros(len(cuts)), False: np.zeros(len(cuts))}
     counts = {True: 0, False: 0}
-    for row, at in zip(rows, truth, strict=True):
-        counts[at is None] += 1
-        if at is None:
+    for row, error in zip(rows, truth, strict=True):
+        counts[error is None] += 1
+        if error is None:
             hits[True] += row.min(initial=np.inf) >= cuts
         else:
-            hits[False] += (row[at] < cuts) & (row[:at].min(initial=np.inf) >= cuts)
+            hits[False] += (row[error] < cuts) & (row[:error].min(initial=np.inf) >= cuts)
     scores = f1(hits[False] / counts[False], hits[True] / counts[True])
     return float(cuts[int(np.argmax(scores))])
 

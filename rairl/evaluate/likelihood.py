@@ -46,8 +46,8 @@ def likelihoods(
     from rairl.models.policy import load_policy
 
     folders = [sft, base, *([second_model] if second_model is not None and any(second_model.iterdir()) else [])]
-    found = [step_logprobs(*load_policy(folder), traces, progress=True) for folder in folders]
-    return [Likelihood(*pair) for pair in zip(*found, strict=True)]
+    columns = [step_logprobs(*load_policy(folder), traces, progress=True) for folder in folders]
+    return [Likelihood(*pair) for pair in zip(*columns, strict=True)]
 
 
 def write_likelihoods(
@@ -56,7 +56,7 @@ def write_likelihoods(
     """Write ``<policy>.<split>.likelihood.json`` beside the candidates: ``{id: {<sft|base|second_model>: [steps,
     means per token, total, tokens, entropies of the steps, entropy]}}``."""
     rows = {
-        trace.id: {name: _plain(found) for name, found in pair._asdict().items() if found is not None}
+        trace.id: {name: _plain(logprobs) for name, logprobs in pair._asdict().items() if logprobs is not None}
         for trace, pair in zip(traces, pairs, strict=True)
     }
     likelihood_path(folder, policy, split).write_text(json.dumps(rows, allow_nan=False) + "\n", encoding="utf-8")

@@ -57,13 +57,13 @@ def process_right(traces: Sequence[Trace]) -> list[bool] | None:
 def rates(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
     """Per question, the share of samples with a right answer (``pass@1``) and, where steps were checked, with a right
     answer and no wrong step (``process@1``)."""
-    found = {"pass@1": pass_at_k_per_question(traces, 1)}
+    shares = {"pass@1": pass_at_k_per_question(traces, 1)}
     right = process_right(traces)
     if right is not None:
-        found["process@1"] = {
+        shares["process@1"] = {
             question: float(np.mean([right[row] for row in rows])) for question, rows in by_question(traces).items()
         }
-    return found
+    return shares
 
 
 def diversity(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
@@ -73,13 +73,13 @@ def diversity(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
         ``distinct``: distinct texts per sample; ``answer_entropy``: entropy of the answers' distribution in nats, equal
         answers counted together and unreadable ones as one more.
     """
-    found: dict[str, dict[str, float]] = {"distinct": {}, "answer_entropy": {}}
+    measures: dict[str, dict[str, float]] = {"distinct": {}, "answer_entropy": {}}
     for question, rows in by_question(traces).items():
         answers = Counter(normalise_answer(traces[row].answer or "") for row in rows)
         shares = np.array(list(answers.values())) / len(rows)
-        found["distinct"][question] = len({traces[row].text for row in rows}) / len(rows)
-        found["answer_entropy"][question] = float(-(shares * np.log(shares)).sum())
-    return found
+        measures["distinct"][question] = len({traces[row].text for row in rows}) / len(rows)
+        measures["answer_entropy"][question] = float(-(shares * np.log(shares)).sum())
+    return measures
 
 
 MATCHED = 0.05
@@ -94,10 +94,10 @@ def at_equal_length(
     Returns:
         Per question with such pairs: share right of the first, and of the second policy's sample.
     """
-    theirs = by_question(second)
-    found = {}
+    rival_rows = by_question(second)
+    accuracies = {}
     for question, rows in by_question(first).items():
-        ours, rivals = [first[row] for row in rows], [second[row] for row in theirs.get(question, [])]
+        ours, rivals = [first[row] for row in rows], [second[row] for row in rival_rows.get(question, [])]
         long, other = (
             np.array([meta_number(trace, "tokens", path) for trace in side])
             for side, path in zip((ours, rivals), paths, strict=True)
@@ -105,11 +105,11 @@ def at_equal_length(
         near = np.abs(long[:, None] - other) <= MATCHED * np.maximum(long[:, None], other)
         if near.any():
             right, right_other = (np.array([bool(trace.correct) for trace in side]) for side in (ours, rivals))
-            found[question] = (
+            accuracies[question] = (
                 float((near * right[:, None]).sum() / near.sum()),
                 float((near * right_other).sum() / near.sum()),
             )
-    return found
+    return accuracies
 
 
 def sample_figures(

@@ -31,12 +31,12 @@ UNSEEN = ("misread", "foreign", "reversed", "renamed", "unit")
 
 def originals(traces: Sequence[Trace], limit: int) -> list[Trace]:
     """The first right trace of each of the first ``limit`` questions that have one; where its steps were checked, they
-    are right, too."""
-    found = []
+    must be right as well."""
+    chosen = []
     for members in by_question(traces).values():
         right = [traces[row] for row in members if traces[row].correct and traces[row].steps]
-        found += [trace for trace in right if trace.first_error is None][:1]
-    return found[:limit]
+        chosen += [trace for trace in right if trace.first_error is None][:1]
+    return chosen[:limit]
 
 
 def corrupted(traces: Sequence[Trace], kind: str, seed: int) -> list[tuple[int, Trace]]:
@@ -47,7 +47,7 @@ def corrupted(traces: Sequence[Trace], kind: str, seed: int) -> list[tuple[int, 
         kind: one of :data:`SEEN` or :data:`UNSEEN`.
         seed: of every choice.
     """
-    found = []
+    corruptions = []
     for row, trace in enumerate(traces):
         rng = random.Random(f"{seed}/{kind}/{trace.id}")
         if kind in CHOICE_KINDS and not options_of(trace.problem):
@@ -58,19 +58,19 @@ def corrupted(traces: Sequence[Trace], kind: str, seed: int) -> list[tuple[int, 
             others = [other for other in traces if other.question != trace.question]
             bad = _confirmed(trace, _UNSEEN[kind](trace, others, rng), kind)
         if bad is not None:
-            found.append((row, bad))
-    return found
+            corruptions.append((row, bad))
+    return corruptions
 
 
 def with_step(trace: Trace, index: int, text: str) -> Trace:
     """The trace with another text for one step; nothing is known about its steps any more."""
     parts = pieces(trace.text, trace.steps)
     parts[2 * index + 1] = text
-    spans, at = [], 0
+    spans, length = [], 0
     for place, part in enumerate(parts):
         if place % 2:
-            spans.append(Step(at, at + len(part)))
-        at += len(part)
+            spans.append(Step(length, length + len(part)))
+        length += len(part)
     return relabel(trace, text="".join(parts), steps=tuple(spans), first_error=None, labelled=False)
 
 
@@ -101,14 +101,14 @@ def probe_figures(probes: Sequence[Probe], prefix: str, *, draws: int, seed: int
     figures = {}
     kinds = {f"kind.{kind}": (kind,) for kind in (*SEEN, *UNSEEN)}
     for name, members in (kinds | {"family.seen": SEEN, "family.unseen": UNSEEN}).items():
-        mine = [probe for probe in probes if probe.kind in members]
-        groups = [probe.trace.question for probe in mine]
-        for method in mine[0].gaps if mine else ():
-            gaps = np.array([probe.gaps[method] for probe in mine])
+        family = [probe for probe in probes if probe.kind in members]
+        groups = [probe.trace.question for probe in family]
+        for method in family[0].gaps if family else ():
+            gaps = np.array([probe.gaps[method] for probe in family])
             figures[f"{prefix}.{name}.{method}.prefers"] = bootstrap_mean(
                 (gaps < 0) + (gaps == 0) / 2, groups, draws=draws, seed=seed
             )
-        broken = [probe for probe in mine if probe.trace.first_error is not None]
+        broken = [probe for probe in family if probe.trace.first_error is not None]
         if broken:
             predictions = {method: [probe.predictions[method] for probe in broken] for method in broken[0].predictions}
             groups = [probe.trace.question for probe in broken]
@@ -160,17 +160,17 @@ def _foreign(trace: Trace, others: Sequence[Trace], rng: random.Random) -> Chang
 
 
 def _reversed(trace: Trace, others: Sequence[Trace], rng: random.Random) -> Change | None:
-    """The operands of a difference or a quotient turned round, the result left: ``12 - 5 = 7`` to ``5 - 12 = 7``."""
+    """The operands of a difference or a quotient swapped, the result left: ``12 - 5 = 7`` to ``5 - 12 = 7``."""
     turned = turned_round(trace, "-/")
     return rng.choice(turned) if turned else None
 
 
 def turned_round(trace: Trace, operators: str) -> list[Change]:
-    """Every way to turn round the two operands of an equation with one of the operators, and the step it is in.
+    """Every way to swap the two operands of an equation with one of the operators, and the step it is in.
 
-    The same words, numbers and signs stand there as before. With + and * what it says is still right.
+    The words, numbers and signs are the same as before. With + and * the equation is still right.
     """
-    found = []
+    changes = []
     for index, text in enumerate(trace.step_texts()):
         for equation in equations(text):
             kinds = "".join(token.kind for token in equation.left)
@@ -178,8 +178,8 @@ def turned_round(trace: Trace, operators: str) -> list[Change]:
             if len(kinds) == 3 and kinds[1] in operators and first.value != last.value and equation.holds:
                 a, b = text[first.start : first.end], text[last.start : last.end]
                 changed = text[: first.start] + b + text[first.end : last.start] + a + text[last.end :]
-                found.append((with_step(trace, index, changed), index))
-    return found
+                changes.append((with_step(trace, index, changed), index))
+    return changes
 
 
 def _renamed(trace: Trace, others: Sequence[Trace], rng: random.Random) -> Change | None:

@@ -25,12 +25,12 @@ def one_each(values: Mapping[str, float]) -> dict[str, list[float]]:
 
 def sums(values: Values, groups: Sequence[str]) -> dict[str, list[float]]:
     """A figure that is the mean over rows; ``groups`` has the question of each row."""
-    found: dict[str, list[float]] = {}
+    totals: dict[str, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
-        row = found.setdefault(group, [0.0, 0.0])
+        row = totals.setdefault(group, [0.0, 0.0])
         row[0] += float(value)
         row[1] += 1
-    return {question: [round(total, 6), count] for question, (total, count) in found.items()}
+    return {question: [round(total, 6), count] for question, (total, count) in totals.items()}
 
 
 def write_questions(folder: Path, table: Table) -> None:

@@ -87,8 +87,8 @@ class ShortcutChecks:
         from rairl.models.likelihood import step_logprobs
         from rairl.models.policy import load_policy
 
-        found: list[LogProbs] = step_logprobs(*load_policy(self.sft), traces)
-        return [one.per_token for one in found]
+        logprobs: list[LogProbs] = step_logprobs(*load_policy(self.sft), traces)
+        return [logprob.per_token for logprob in logprobs]
 
     def _sample(self) -> list[Trace]:
         return [self.traces[row] for row in mixed_sample(self.traces, MASKED)]
@@ -161,14 +161,14 @@ class ShortcutChecks:
 
     def _styles(self) -> list[tuple[Trace, Trace]]:
         """Per question the first right candidate in another style, and the first wrong one as it is."""
-        found = []
+        styled = []
         for rows in members_of(questions(self.traces)).values():
             right = next((self.traces[row] for row in rows if self.traces[row].correct), None)
             wrong = next((self.traces[row] for row in rows if not self.traces[row].correct), None)
             restyled = None if right is None else VARIANTS["restyled"](right)
             if restyled is not None and wrong is not None:
-                found.append((restyled, wrong))
-        return found
+                styled.append((restyled, wrong))
+        return styled
 
     def _variants(self) -> dict[str, Estimate]:
         some = self._sample()

@@ -45,8 +45,8 @@ def falsification_verdict(auroc: Estimate) -> str:
 
 def audited(names: Iterable[str]) -> list[str]:
     """Splits with a falsification figure ``audit.<split>.auroc`` among the names, test first."""
-    found = {match[1] for name in names if (match := re.fullmatch(r"audit\.([^.]+)\.auroc", name))}
-    return sorted(found, key=lambda name: (name.startswith("ood"), name))
+    splits = {match[1] for name in names if (match := re.fullmatch(r"audit\.([^.]+)\.auroc", name))}
+    return sorted(splits, key=lambda name: (name.startswith("ood"), name))
 
 
 def remove(scores: Values, features: np.ndarray, groups: Sequence[str]) -> np.ndarray:
@@ -223,7 +223,7 @@ def outcome_figures(
     }
     wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
     units = [groups[row] for row in wrong]
-    before, after = ([float(found[row] == traces[row].first_error) for row in wrong] for found in guesses)
+    before, after = ([float(steps[row] == traces[row].first_error) for row in wrong] for steps in guesses)
     figures |= {
         f"{prefix}.exact_before": bootstrap_mean(before, units, **sampling),
         f"{prefix}.exact": bootstrap_mean(after, units, **sampling),

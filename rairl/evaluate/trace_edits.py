@@ -19,16 +19,16 @@ def shuffle_steps(trace: Trace, rng: np.random.Generator) -> Trace | None:
     if len(set(texts)) < 2:
         return None
     order = rng.permutation(len(texts))
-    while all(texts[at] == text for at, text in zip(order, texts, strict=True)):
+    while all(texts[place] == text for place, text in zip(order, texts, strict=True)):
         order = rng.permutation(len(texts))
     parts: list[str] = []
     steps: list[Step] = []
     end, length = 0, 0
-    for span, at in zip(trace.steps, order, strict=True):
+    for span, place in zip(trace.steps, order, strict=True):
         between = trace.text[end : span.start]
         start = length + len(between)
-        length = start + len(texts[at])
-        parts += [between, texts[at]]
+        length = start + len(texts[place])
+        parts += [between, texts[place]]
         steps.append(Step(start, length))
         end = span.end
     text = "".join(parts) + trace.text[end:]
@@ -52,10 +52,10 @@ def without_result(trace: Trace) -> Trace | None:
         return None
     *steps, last = trace.steps
     text = trace.text[last.start : last.end]
-    found = [equation.result.start for equation in equations(text)]
-    if not found and trace.answer:
-        found = [match.start() for match in re.finditer(rf"(?<![\w.,]){re.escape(trace.answer)}(?!\w|[.,]\d)", text)]
-    left = text[: found[-1]].rstrip(" \t$€£") if found else ""
+    starts = [equation.result.start for equation in equations(text)]
+    if not starts and trace.answer:
+        starts = [match.start() for match in re.finditer(rf"(?<![\w.,]){re.escape(trace.answer)}(?!\w|[.,]\d)", text)]
+    left = text[: starts[-1]].rstrip(" \t$€£") if starts else ""
     if not left:
         return None
     cut = Step(last.start, last.start + len(left))
@@ -126,16 +126,16 @@ def swapped_pairs(traces: Sequence[Trace]) -> list[tuple[int, int, Trace, Trace]
 
 
 def turned_pairs(traces: Sequence[Trace], seed: int) -> list[tuple[Trace, Trace, Trace]]:
-    """(right trace, its operands turned round where that is right, and where it is wrong), one per usable trace.
+    """(right trace, its operands swapped where that is right, and where it is wrong), one per usable trace.
 
-    Both changes put the same words and numbers in another order inside one equation; only one of them, the turned
+    Both changes put the same words and numbers in another order inside one equation; only one of them, the swapped
     difference or quotient, makes a step wrong. A reward that counts n-grams cannot tell them apart.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    triples = []
     for trace in traces:
         harmless, harmful = turned_round(trace, "+*"), turned_round(trace, "-/")
         if harmless and harmful:
             picked: list[Change] = [choices[rng.integers(len(choices))] for choices in (harmless, harmful)]
-            found.append((trace, picked[0][0], picked[1][0]))
-    return found
+            triples.append((trace, picked[0][0], picked[1][0]))
+    return triples

@@ -32,7 +32,7 @@ def reworded(trace: Trace) -> Trace | None:
     if not arithmetic_problem.is_problem(trace.problem):
         return None
     problem = arithmetic_problem.parse(trace.problem)
-    if any(said.kind not in arithmetic_problem.REWORDED for said in problem.statements):
+    if any(statement.kind not in arithmetic_problem.REWORDED for statement in problem.statements):
         return None
     return _same(trace, problem=arithmetic_problem.render(problem, arithmetic_problem.REWORDED))
 
@@ -42,9 +42,9 @@ def restyled(trace: Trace) -> Trace | None:
     eggs.``; None where no step states just one."""
     changed = trace
     for index, text in enumerate(trace.step_texts()):
-        found = equations(text)
-        if len(found) == 1:
-            start, value = found[0].left[0].start, found[0].result
+        stated = equations(text)
+        if len(stated) == 1:
+            start, value = stated[0].left[0].start, stated[0].result
             changed = with_step(changed, index, f"{text[start : value.end]}. {text[:start]}{text[value.start :]}")
     return None if changed is trace else _known(trace, changed)
 

@@ -93,8 +93,8 @@ def splits(figures: Figures, stage: str) -> list[str]:
 
 def temperatures(figures: Figures) -> list[str]:
     """Temperatures, beside the headline's, that the policies were sampled at."""
-    found = (re.fullmatch(r"posttrain\.sft\.t([\d.e-]+)\.pass@1", name) for name in figures)
-    return sorted(match[1] for match in found if match)
+    matches = (re.fullmatch(r"posttrain\.sft\.t([\d.e-]+)\.pass@1", name) for name in figures)
+    return sorted(match[1] for match in matches if match)
 
 
 def _is_ood(part: str) -> bool:
@@ -113,7 +113,7 @@ def p_value(figure: Estimate) -> str:
 
 
 def _policy_claims(figures: Figures) -> list[Claim]:
-    found = []
+    made = []
     colder = {f"t{value}.": f"test problems at temperature {value}" for value in temperatures(figures)}
     novel = {f"{split}.": split_label(split) for split in splits(figures, "posttrain")}
     places = {"": "test problems"} | colder | novel
@@ -122,7 +122,7 @@ def _policy_claims(figures: Figures) -> list[Claim]:
         name = f"posttrain.rairl-sft.{split}pass@1"
         difference = figures.get(name, NOTHING)
         sides = ("R-AIRL", f"posttrain.rairl.{split}pass@1"), ("SFT", f"posttrain.sft.{split}pass@1")
-        found.append(
+        made.append(
             Claim(
                 TRAINING,
                 f"Training on the learned reward beats supervised fine-tuning on {where}.",
@@ -132,7 +132,7 @@ def _policy_claims(figures: Figures) -> list[Claim]:
                 _versus(figures, *sides, f"{name}.p") if difference.n else "no policy was trained",
             )
         )
-    return found
+    return made
 
 
 def _rerank_claims(figures: Figures) -> list[Claim]:
@@ -148,7 +148,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
         "longest": "taking the longest",
         "model_name": "knowing which model wrote it",
     }
-    found = []
+    made = []
     figures = adjusted(figures, [f"rerank.reward-{rival}.p" for rival in rivals])
     for rival, words in rivals.items():
         name = f"rerank.reward-{rival}"
@@ -156,7 +156,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
             continue  # a pool of one policy's samples has no such baseline, a run without a second model not the other
         difference = figures.get(name, NOTHING)
         sides = ("reward", "rerank.reward"), (SELECTOR_LABELS[rival], f"rerank.{rival}")
-        found.append(
+        made.append(
             Claim(
                 RERANKING,
                 f"The reward picks better answers than {words}.",
@@ -166,7 +166,7 @@ def _rerank_claims(figures: Figures) -> list[Claim]:
                 _versus(figures, *sides, f"{name}.p") if difference.n else "no candidates were ranked",
             )
         )
-    return found
+    return made
 
 
 def _localise_claims(figures: Figures) -> list[Claim]:
@@ -178,7 +178,7 @@ def _localise_claims(figures: Figures) -> list[Claim]:
         "longest": "naming the longest step",
         "first": "naming the first step",
     }
-    found = []
+    made = []
     figures = adjusted(figures, [f"localise.reward-{rival}.exact.p" for rival in rivals])
     for rival, words in rivals.items():
         name = f"localise.reward-{rival}.exact"
@@ -186,7 +186,7 @@ def _localise_claims(figures: Figures) -> list[Claim]:
             continue  # a run without a second model
         difference = figures.get(name, NOTHING)
         sides = ("reward", "localise.reward.exact"), (LOCATOR_LABELS[rival], f"localise.{rival}.exact")
-        found.append(
+        made.append(
             Claim(
                 LOCALISING,
                 f"The reward finds the first wrong step better than {words}.",
@@ -196,15 +196,15 @@ def _localise_claims(figures: Figures) -> list[Claim]:
                 _versus(figures, *sides, f"{name}.p") if difference.n else "no trace has a known first wrong step",
             )
         )
-    return found
+    return made
 
 
 def _audit_claims(figures: Figures) -> list[Claim]:
     novel = splits(figures, "audit") or ["novel problems"]
-    found = []
+    made = []
     for split in novel:
         auroc = figures.get(f"audit.{split}.auroc", NOTHING)
-        found.append(
+        made.append(
             Claim(
                 AUDITING,
                 f"Falsification test: the reward ranks right chains above wrong ones on {split_label(split)}.",
@@ -216,7 +216,11 @@ def _audit_claims(figures: Figures) -> list[Claim]:
             )
         )
     for name, text, meaning in (
-        ("test.auroc_without_length", "The reward is more than length.", "AUROC within question, length removed"),
+        (
+            "test.auroc_without_length",
+            "The reward is more than a measure of length.",
+            "AUROC within question, length removed",
+        ),
         ("shuffle.reward", "The reward sees the order of the steps.", "share preferring the true order"),
         (
             "outcome.result.auroc",
@@ -225,7 +229,11 @@ def _audit_claims(figures: Figures) -> list[Claim]:
         ),
         ("swap.steps", "The reward sees the steps, not only the answer.", "share preferring right steps, same answer"),
         ("premise.reward", "The reward sees a wrong step behind a right answer.", "share preferring all steps right"),
-        ("ngrams.reward", "The reward follows what a step says, not its n-grams.", "share preferring the right turn"),
+        (
+            "ngrams.reward",
+            "The reward follows what a step says, not its n-grams.",
+            "share preferring the harmless swap",
+        ),
         (
             "style.reward",
             "The reward prefers what is right in another style to what is wrong in the expert's.",
@@ -233,7 +241,7 @@ def _audit_claims(figures: Figures) -> list[Claim]:
         ),
     ):
         share = figures.get(f"audit.{name}", NOTHING)
-        found.append(
+        made.append(
             Claim(
                 AUDITING,
                 text,
@@ -244,4 +252,4 @@ def _audit_claims(figures: Figures) -> list[Claim]:
                 signed=False,
             )
         )
-    return found
+    return made

@@ -62,12 +62,12 @@ KIND_LABELS = {
     "dropped": "a step left out",
     "swapped": "two steps in the wrong order",
     "option": "another option as the answer, steps right",
-    "negated": "a finding negated or turned round",
+    "negated": "a finding negated or reversed",
     "entity": "another option's words in a step",
     "contradiction": "another option's words in the last step",
     "misread": "a statement misread, and followed up",
     "foreign": "a step of another question",
-    "reversed": "a difference or quotient turned round",
+    "reversed": "the operands of a difference or quotient swapped",
     "renamed": "another person",
     "unit": "another thing",
 }
@@ -80,7 +80,7 @@ WINDOW_LABELS = {
 }
 VARIANT_LABELS = {
     "distracted": "an irrelevant sentence in the problem",
-    "reworded": "the problem in unseen words",
+    "reworded": "the problem reworded",
     "restyled": "steps in another style",
     "numbered": "steps numbered",
     "untagged": "no tags, answer in a sentence",
@@ -97,11 +97,11 @@ CHECK_LABELS = {
     "shuffle.logprob": "true order of steps: SFT log-probability",
     "swap.steps": "right over wrong steps, same answer: reward",
     "swap.answer": "right over wrong answer, same steps: reward",
-    "premise.reward": "all steps right over a wrong one, same right answer: reward",
-    "premise.logprob": "all steps right: SFT log-probability",
+    "premise.reward": "every step right over one wrong, same right answer: reward",
+    "premise.logprob": "every step right over one wrong: SFT log-probability",
     "lucky.reward": "the same on the policy's own right answers: reward",
-    "ngrams.reward": "same words turned round, still right over now wrong: reward",
-    "ngrams.logprob": "same words turned round: SFT log-probability",
+    "ngrams.reward": "operands swapped, still right over now wrong: reward",
+    "ngrams.logprob": "operands swapped: SFT log-probability",
     "style.reward": "right in another style over wrong in the expert's: reward",
 }
 """Pairs of which one side should be preferred."""

@@ -97,14 +97,14 @@ def forests(
 def _forest(
     axis: Axes, rows: Mapping[str, Estimate], label: str, reference: float | None, strong: Sequence[str]
 ) -> None:
-    for at, (name, estimate) in enumerate(rows.items()):
+    for row, (name, estimate) in enumerate(rows.items()):
         colour = COLOURS[1] if name in strong else COLOURS[0]
         axis.errorbar(
-            estimate.value, at, xerr=_errors([estimate]), fmt="o", color=colour, capsize=3, markersize=5, linewidth=1.5
+            estimate.value, row, xerr=_errors([estimate]), fmt="o", color=colour, capsize=3, markersize=5, linewidth=1.5
         )
         axis.annotate(
             f"{estimate.value:.3f}",
-            (1.01, at),
+            (1.01, row),
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=9,
@@ -136,10 +136,10 @@ def compared(series: Mapping[str, Mapping[str, Estimate]], path: Path, *, label:
     axis = axes[0, 0]
     for index, (name, line) in enumerate(series.items()):
         shift = 0.5 * ((index + 0.5) / len(series) - 0.5)
-        rows = [(at, line[row]) for at, row in enumerate(names) if row in line]
+        rows = [(position, line[row]) for position, row in enumerate(names) if row in line]
         axis.errorbar(
             [estimate.value for _, estimate in rows],
-            [at + shift for at, _ in rows],
+            [position + shift for position, _ in rows],
             xerr=_errors([estimate for _, estimate in rows]),
             fmt=MARKERS[index % len(MARKERS)],
             color=COLOURS[index % len(COLOURS)],
@@ -237,11 +237,11 @@ def groups(
     axis = axes[0, 0]
     places = list(dict.fromkeys(place for line in series.values() for place in line))
     for index, (name, line) in enumerate(series.items()):
-        mine = [place for place in places if place in line]
+        present = [place for place in places if place in line]
         axis.errorbar(
-            [places.index(place) + 0.6 * ((index + 0.5) / len(series) - 0.5) for place in mine],
-            [line[place].value for place in mine],
-            yerr=_errors([line[place] for place in mine]),
+            [places.index(place) + 0.6 * ((index + 0.5) / len(series) - 0.5) for place in present],
+            [line[place].value for place in present],
+            yerr=_errors([line[place] for place in present]),
             fmt=MARKERS[index % len(MARKERS)],
             color=COLOURS[index % len(COLOURS)],
             capsize=3,

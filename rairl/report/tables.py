@@ -47,7 +47,7 @@ class Table:
 
 def tables(figures: Figures) -> dict[str, list[Table]]:
     """Section of the report to its tables; tables without any figure are left out."""
-    found = {
+    sections = {
         "training": [_policies(figures), _samples(figures), _policy_splits(figures), _contrasts(figures)],
         "rerank": [
             _selectors(figures),
@@ -75,7 +75,7 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
         ],
         "time": [_times(figures)],
     }
-    return {section: [table for table in list_ if table.rows] for section, list_ in found.items()}
+    return {section: [table for table in list_ if table.rows] for section, list_ in sections.items()}
 
 
 def _table(
@@ -109,15 +109,15 @@ def _policies(figures: Figures) -> Table:
     columns |= {"length": "tokens"}
     note = (
         "Share of right answers. pass@k: at least one of k samples is right (unbiased). “Exact form too” also wants "
-        "the prescribed tags; “steps right too” wants every step right. Updates are optimiser steps: all that "
+        "the prescribed tags; “steps right too” also wants every step right. Updates are optimiser steps: all that "
         "fine-tuning took, whichever epoch won, and at most this many of a policy loop."
     )
     table = _table(figures, "Policies on test", note, columns, POLICY_LABELS, "posttrain.{row}.{column}")
     steps = dict.fromkeys(("sft", "sft_last"), "sft.updates") | dict.fromkeys(("grpo", "rairl"), "posttrain.updates")
     for policy, label in POLICY_LABELS.items():
         if label in table.rows:
-            found = figures.get(steps.get(policy, ""))
-            table.rows[label].append(None if found is None else f"{found.value:.0f}")
+            updates = figures.get(steps.get(policy, ""))
+            table.rows[label].append(None if updates is None else f"{updates.value:.0f}")
     table.columns.append("updates")
     return table
 
@@ -209,8 +209,8 @@ def _gains(figures: Figures, title: str, what: str, sets: Mapping[str, str], riv
 
 def _ns(figures: Figures) -> list[int]:
     """The sizes N that the headline candidates were reranked at."""
-    found = (re.fullmatch(r"rerank\.n(\d+)\.reward", name) for name in figures)
-    return sorted(int(match[1]) for match in found if match)
+    matches = (re.fullmatch(r"rerank\.n(\d+)\.reward", name) for name in figures)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _every_n(figures: Figures) -> Table:
@@ -307,7 +307,7 @@ def _kinds(figures: Figures) -> Table:
         "logprob.prefers": "SFT log-probability prefers it", "second_model.prefers": "second model's prefers it",
     }  # fmt: skip
     note = (
-        "Right candidates with one error put in: is the step found, and does the original score higher? The kinds from "
+        "Right candidates with one error added: is the step found, and does the original score higher? The kinds from "
         "“a statement misread” on are made by other means than any training negative."
     )
     return _table(figures, "Errors put in, by kind", note, columns, rows, "localise.{row}.{column}")
@@ -364,7 +364,7 @@ def _audit_length(figures: Figures) -> Table:
 
 
 def _audit_checks(figures: Figures) -> Table:
-    note = "Share of pairs in which the side that should win does; .5 is blind."
+    note = "Share of pairs in which the side that should win does; .5 means that the reward is blind to the difference."
     if "audit.ngrams.overlap_right" in figures:
         overlaps = [figures[f"audit.ngrams.overlap_{side}"].value for side in ("right", "wrong")]
         note += (
@@ -381,7 +381,7 @@ def _audit_outcome(figures: Figures) -> Table:
         for part, words in {"_before": "{}, shown", "": "{}, hidden", "_change": "change", "_change.p": "p"}.items()
     }
     note = (
-        "The same candidates scored again, cut off behind their last step, or inside it before its result. Wrong ones "
+        "The same candidates scored again, cut off after their last step, or inside it before its result. Wrong ones "
         "count where the wrong step can still be seen. A reward that reads the outcome instead of the reasoning falls "
         "to .5, and no longer finds the step. Changes are paired; p corrected by Holm for all of this table."
     )
@@ -392,8 +392,8 @@ def _audit_outcome(figures: Figures) -> Table:
 def _audit_variants(figures: Figures) -> Table:
     columns = {"auroc_before": "AUROC as written", "auroc": "AUROC, changed", "agreement": "order kept"}
     note = (
-        "Candidates of the same question, all changed alike, what they say left alone. Order kept: share of pairs that "
-        "stay in order; .5 is chance."
+        "Candidates of the same question, all changed in the same way, with their content left alone. Order kept: "
+        "share of pairs that stay in order; .5 is chance."
     )
     return _table(figures, "Form and wording", note, columns, VARIANT_LABELS, "audit.variant.{row}.{column}")
 
@@ -409,8 +409,8 @@ def _audit_shaping(figures: Figures) -> Table:
 
 
 def _audit_choice(figures: Figures) -> Table:
-    found = (re.fullmatch(r"audit\.choice\.n(\d+)\.score", name) for name in figures)
-    rows = {f"n{n}": f"N = {n}" for n in sorted(int(match[1]) for match in found if match)}
+    matches = (re.fullmatch(r"audit\.choice\.n(\d+)\.score", name) for name in figures)
+    rows = {f"n{n}": f"N = {n}" for n in sorted(int(match[1]) for match in matches if match)}
     columns = {"score": "score of the pick", "predicted": "predicted accuracy", "accuracy": "accuracy", "gap": "gap"}
     note = "The candidate with the best score among N. A gap that grows with N is over-optimisation."
     return _table(figures, "Over-optimisation by choice", note, columns, rows, "audit.choice.{row}.{column}")

@@ -19,6 +19,7 @@ from rairl.report.claims import USES, VERDICTS, claims
 from rairl.report.page import data_uri, render
 from rairl.report.tables import tables
 from rairl.report.viewer import viewer_rows
+from rairl.stages.layout import STAGES
 
 if TYPE_CHECKING:
     from rairl.tracking.run import Run
@@ -99,7 +100,7 @@ SECTIONS = {
     "training": (
         "Training a policy",
         "The same questions for every policy: the base model, the one fine-tuned on the demonstrations (SFT, at its "
-        "best epoch and at its last), the second model that lends the reward its body, one trained on whether its "
+        "best epoch and at its last), the second model (the reward's backbone), one trained on whether its "
         "final answers are right (GRPO, an upper reference, since it sees them), and one trained on the learned reward "
         "(R-AIRL).",
     ),
@@ -147,14 +148,16 @@ CAPTIONS = {
 
 
 def merge_metrics(folder: Path) -> dict[str, Estimate]:
-    """All figures in ``folder/*.json``, by name; the report's own file is left out.
+    """All figures of the stages before the report, from ``folder/<stage>.json``, by name.
+
+    A file of another name, left by a stage that is no more, is not read.
 
     Raises:
         RairlError: naming a file that holds no figures, or a figure that two stages report differently.
     """
     figures: dict[str, Estimate] = {}
-    for path in sorted(folder.glob("*.json")):
-        if path.stem == "report":
+    for path in sorted(folder / f"{stage}.json" for stage in STAGES if stage != "report"):
+        if not path.exists():
             continue
         try:
             found = from_json(_read_json(path))

@@ -83,9 +83,9 @@ def option_letter(answer: str, options: Mapping[str, str]) -> str | None:
     after it; a text that fits several options names none of them.
     """
     answer = re.sub(r"\\text\{([^{}]*)\}", r"\1", answer).strip().strip("*$\"'` ")
-    found = _LETTER.fullmatch(answer) or _LABELLED.match(answer)
-    if found is not None:
-        letter = next(group for group in found.groups() if group).upper()
+    match = _LETTER.fullmatch(answer) or _LABELLED.match(answer)
+    if match is not None:
+        letter = next(group for group in match.groups() if group).upper()
         return letter if letter in options else None
     for same in (_plain, normalise_answer):
         named = [letter for letter, text in options.items() if same(text) == same(answer)]
@@ -113,9 +113,9 @@ def _marked(text: str, marks: tuple[re.Pattern[str], ...]) -> str | None:
     if boxed:
         return boxed
     for mark in marks:
-        found = mark.findall(text)
-        if found:
-            answer = found[-1].strip(" \t*")
+        matches = mark.findall(text)
+        if matches:
+            answer = matches[-1].strip(" \t*")
             # "Final answer: The answer is `B`": the answer is what the innermost mark says
             return (_marked(answer, marks) or answer) or None
     return None

@@ -40,7 +40,7 @@ def option(trace: Trace, rng: random.Random) -> Trace | None:
 
 
 def negated(trace: Trace, rng: random.Random) -> Trace | None:
-    """A finding stated as its opposite: the one verb of a plain assertion negated or turned round."""
+    """A finding stated as its opposite: the one verb of a plain assertion negated or reversed."""
     choices = []
     for index in open_steps(trace):
         text = trace.step_texts()[index]
@@ -50,23 +50,23 @@ def negated(trace: Trace, rng: random.Random) -> Trace | None:
     if not choices:
         return None
     index, verb = rng.choice(choices)
-    said = verb[0]
-    words = said.split()
-    turned = _TURNED.get(said, " ".join([words[0], "not", *words[1:]]))
+    written = verb[0]
+    words = written.split()
+    turned = _TURNED.get(written, " ".join([words[0], "not", *words[1:]]))
     start = trace.steps[index].start
     return rebuilt(trace, "negated", [(start + verb.start(), start + verb.end(), turned)], earliest(trace, index))
 
 
 def entity(trace: Trace, rng: random.Random) -> Trace | None:
     """The right option's words replaced by another option's in a step before the last."""
-    found = [place for place in mentions(trace) if place[0] < len(trace.steps) - 1]
-    return None if not found else replaced(trace, rng, "entity", rng.choice(found))
+    places = [place for place in mentions(trace) if place[0] < len(trace.steps) - 1]
+    return None if not places else replaced(trace, rng, "entity", rng.choice(places))
 
 
 def contradiction(trace: Trace, rng: random.Random) -> Trace | None:
     """Another option's words in the last step: the conclusion contradicts the answer given."""
-    found = [place for place in mentions(trace) if place[0] == len(trace.steps) - 1]
-    return None if not found else replaced(trace, rng, "contradiction", found[0])
+    places = [place for place in mentions(trace) if place[0] == len(trace.steps) - 1]
+    return None if not places else replaced(trace, rng, "contradiction", places[0])
 
 
 def mentions(trace: Trace) -> list[tuple[int, int, int]]:
@@ -75,13 +75,13 @@ def mentions(trace: Trace) -> list[tuple[int, int, int]]:
     right = options.get(trace.gold or trace.answer or "")
     if right is None:
         return []
-    found = []
+    places = []
     for index in open_steps(trace):
         text = trace.step_texts()[index]
-        at = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(right)}(?!\w)", text, re.IGNORECASE)]
-        if len(at) == 1 and not _HEDGED.search(text[: at[0][0]] + text[at[0][1] :]):
-            found.append((index, *at[0]))
-    return found
+        spans = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(right)}(?!\w)", text, re.IGNORECASE)]
+        if len(spans) == 1 and not _HEDGED.search(text[: spans[0][0]] + text[spans[0][1] :]):
+            places.append((index, *spans[0]))
+    return places
 
 
 def replaced(trace: Trace, rng: random.Random, kind: Choice, place: tuple[int, int, int]) -> Trace | None:

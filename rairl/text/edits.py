@@ -44,7 +44,7 @@ def part(trace: Trace, index: int, token: Token) -> str:
 
 
 def others(value: Fraction, rng: random.Random, known: Sequence[Fraction]) -> list[Fraction]:
-    """Plausible other numbers than ``value`` in random order: its neighbours, its digits turned round, known ones."""
+    """Plausible other numbers than ``value`` in random order: its neighbours, its digits reversed, known ones."""
     unit = Fraction(1)
     while (value / unit).denominator != 1 and unit > Fraction(1, 10**4):
         unit /= 10
@@ -103,11 +103,11 @@ def rebuilt(trace: Trace, kind: Kind, edits: Sequence[tuple[int, int, str]], fir
 
 def reassembled(trace: Trace, kind: Kind, parts: Sequence[str], index: int) -> Trace:
     """Put gaps and steps together again, with the first wrong step at ``index`` unless there is an earlier one."""
-    steps, at = [], 0
+    steps, length = [], 0
     for position, part in enumerate(parts):
         if position % 2:
-            steps.append(Step(at, at + len(part)))
-        at += len(part)
+            steps.append(Step(length, length + len(part)))
+        length += len(part)
     return judged(trace, kind, "".join(parts), steps, earliest(trace, index))
 
 

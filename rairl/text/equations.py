@@ -47,14 +47,14 @@ class Equation:
 
 def tokens(text: str) -> list[Token]:
     """Numbers, operators, brackets and equality signs of ``text``, in order."""
-    found = []
+    parts = []
     for match in _TOKEN.finditer(text):
         if match["number"]:
             percent = re.match(r"[ \t]*%", text[match.end() : match.end() + 4]) is not None
-            found.append(Token("#", *match.span(), Fraction(match[0].replace(",", "")), percent))
+            parts.append(Token("#", *match.span(), Fraction(match[0].replace(",", "")), percent))
         else:
-            found.append(Token(match[0].translate(_SAME), *match.span()))
-    return found
+            parts.append(Token(match[0].translate(_SAME), *match.span()))
+    return parts
 
 
 def equations(text: str) -> list[Equation]:
@@ -63,7 +63,7 @@ def equations(text: str) -> list[Equation]:
     The left side is an expression from its beginning (no unit words inside), the right side a single number. In a chain
     ``2 * 3 = 6 + 1 = 7`` only the last link has that form.
     """
-    found = []
+    complete = []
     for run in equation_runs(text):
         parts: list[list[Token]] = [[]]
         for token in run:
@@ -73,8 +73,8 @@ def equations(text: str) -> list[Equation]:
                 parts[-1].append(token)
         for left, right in pairwise(parts):
             if len(right) == 1 and right[0].kind == "#" and len(left) > 2 and evaluate(left) is not None:
-                found.append(Equation(tuple(left), right[0]))
-    return found
+                complete.append(Equation(tuple(left), right[0]))
+    return complete
 
 
 def equation_runs(text: str) -> Iterator[list[Token]]:

@@ -124,11 +124,11 @@ def merge_numbered(items: Sequence[str]) -> list[list[int]]:
 
 def pieces(text: str, steps: Sequence[Step]) -> list[str]:
     """Gap, step, gap, ..., step, gap: ``2 n + 1`` strings whose concatenation is ``text``."""
-    parts, at = [], 0
+    parts, end = [], 0
     for step in steps:
-        parts += [text[at : step.start], text[step.start : step.end]]
-        at = step.end
-    return [*parts, text[at:]]
+        parts += [text[end : step.start], text[step.start : step.end]]
+        end = step.end
+    return [*parts, text[end:]]
 
 
 def compose(steps: Sequence[str], answer: str | None) -> tuple[str, tuple[Step, ...]]:
