@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro study paper bench test test-all lint ui kfp-local image-test gsm8k-logged arithmetic-gpu lock clean
+.PHONY: help setup repro study paper bench test test-all lint ui kfp-local image-test gsm8k-logged lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -68,11 +68,6 @@ image-test: setup ## build the image and run the pipeline in its containers; BUI
 gsm8k-logged: setup ## learn a reward offline from logged GSM8K traces, into runs/gsm8k-logged
 	@rairl run --params presets/gsm8k-logged.yaml --dir runs/gsm8k-logged
 	@rairl summary --dir runs/gsm8k-logged
-
-arithmetic-gpu: setup ## the built-in benchmark at a larger size, on a GPU, into runs/arithmetic-gpu
-	@rairl plan --params presets/arithmetic-gpu.yaml
-	@rairl run --params presets/arithmetic-gpu.yaml --dir runs/arithmetic-gpu
-	@rairl summary --dir runs/arithmetic-gpu
 
 CELL ?= gsm8k/qwen3-4b/interval
 cell = $(subst /, ,$(CELL))

@@ -18,7 +18,7 @@ from benchmarks.floors import Machine, attention_flops, matmul_flops, rollout_wo
 from benchmarks.material import Material
 from benchmarks.paired import Row, Times, in_turn, row
 from rairl.core.traces import Trace, read_traces, write_traces
-from rairl.core.training_params import BaseParams
+from rairl.core.training_params import BuiltinBase
 from rairl.learn.rollouts import sample
 from rairl.models.policy import load_policy, make_trainable
 from rairl.models.reading import SharedPrompts, encode, render_prompt
@@ -221,7 +221,6 @@ def _loop(m: Material, prompts: list[Trace], folder: Path) -> Any:
         rewards,
         params.advantage_floor,
         0,
-        policy=(policy, tokenizer),
     )
     reward.replay.add(m.candidates[: rewards.replay_size])
     return PolicyLoop(
@@ -261,7 +260,7 @@ def candidates_of_one(m: Material, runs: int, machine: Machine, prompt: int = 15
     return [_candidates(m, pairs, machine, prompt, n, base, kind) for kind, (base, pairs) in kinds.items()]
 
 
-def _candidates(m: Material, runs: int, machine: Machine, prompt: int, n: int, base: BaseParams, kind: str) -> Row:
+def _candidates(m: Material, runs: int, machine: Machine, prompt: int, n: int, base: BuiltinBase, kind: str) -> Row:
     from rairl.models.base import new_model
 
     model = new_model(base, m.tokenizer, max_tokens=4 * prompt, seed=0).eval()
@@ -294,7 +293,7 @@ def large_file(m: Material, runs: int, machine: Machine, count: int = 512) -> li
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "reward"
         source, target = Path(scratch) / "traces.jsonl", Path(scratch) / "scores.jsonl"
-        linear = m.params.reward.model_copy(update={"head": "linear", "spectral_norm": False})
+        linear = m.params.reward.model_copy(update={"head": "linear"})
         new_reward(m.root / "models" / "second_model", linear, seed=0).save_pretrained(folder)
         reward = RewardModel.from_pretrained(folder)
         classify = pipeline("token-classification", model=str(folder), tokenizer=str(folder), device="cpu")

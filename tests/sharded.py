@@ -115,7 +115,7 @@ def resume() -> None:
 
 
 def policy_after(train: str) -> nn.Module:
-    it = params(policy={"train": train, "lora_rank": 4, "micro_batch_tokens": 200, "entropy": 0.01}).policy
+    it = params(policy={"train": train, "lora_rank": 4, "micro_batch_tokens": 200, "kl": 0.1}).policy
     model, tokenizer = load_policy(FOLDER / "policy")
     reference = make_trainable(model, it, seed=0)
     rows = encode(tokenizer, DEMOS[:7])
@@ -128,7 +128,7 @@ def policy_after(train: str) -> nn.Module:
     learner = language_learner(model, adam)
     assert not isinstance(learner, Fsdp) or replaceable(learner.model)  # prompts and completions go in one pass
     for step in range(3):
-        metrics = policy_step(learner, reference, completions, advantages, it, rate=1e-3, kl=0.1)
+        metrics = policy_step(learner, reference, completions, advantages, it, rate=1e-3)
         NORMS.setdefault(f"{train} {step}", metrics["policy/grad_norm"])
         assert abs(metrics["policy/grad_norm"] - NORMS[f"{train} {step}"]) < 1e-3, (train, step, metrics)
         # Between two updates the policy generates, each process for itself and one more than the other.
@@ -162,10 +162,10 @@ def wrong(problems: Sequence[Trace], tag: str) -> list[Trace]:
 
 def reward_after(head: str, train: str) -> tuple[LearnedReward, RewardModel]:
     it = params(
-        reward={"head": head, "train": train, "lora_rank": 4, "learning_rate": 1e-3, "ema": 0.5, "demos_per_update": 5}
+        reward={"head": head, "train": train, "lora_rank": 4, "learning_rate": 1e-3, "demos_per_update": 5}
     ).reward
     model = new_reward(FOLDER / "policy", it, seed=0)
-    reward = LearnedReward(model, DEMOS, it, 0.5, 0, policy=load_policy(FOLDER / "policy"))
+    reward = LearnedReward(model, DEMOS, it, 0.5, 0)
     for step in range(2):
         reward.learn(step, wrong)
     return reward, model
@@ -177,8 +177,6 @@ def reward() -> None:
             wanted, one = reward_after(head, train)
         found, other = reward_after(head, train)
         same(one, other, 3e-4)
-        for name, value in wanted.lagging.values.items():  # type: ignore[union-attr]
-            torch.testing.assert_close(found.lagging.values[name], value, rtol=0, atol=3e-4)  # type: ignore[union-attr]
         assert np.allclose(wanted.discriminator.evidence(DEMOS[:3]), found.discriminator.evidence(DEMOS[:3]), atol=1e-3)
         folder = FOLDER / f"state-{head}-{train}-{RANK}"
         folder.mkdir()

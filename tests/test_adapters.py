@@ -68,7 +68,6 @@ def move(model: nn.Module, reference: nn.Module, folder: Path, demos: list[Trace
             advantages,
             params.policy,
             rate=0.1,
-            kl=params.policy.kl,
         )
 
 
@@ -286,7 +285,7 @@ def test_a_resumed_run_with_adapters_takes_the_same_numbers(
 ) -> None:
     params = change(
         lora,
-        reward={"backbone": "shared", "train": "lora", "spectral_norm": True, "dropout": 0.2},
+        reward={"backbone": "shared", "train": "lora", "dropout": 0.2},
         policy={"iterations": 3, "max_new_tokens": 12, "checkpoint_every": 1},
     )
 

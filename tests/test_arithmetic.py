@@ -15,7 +15,7 @@ from rairl.datasets import arithmetic as a
 from rairl.datasets import arithmetic_problem as p
 
 SMALL = ArithmeticDataset(name="arithmetic", demos=30, prompts=60, dev=20, test=20, ood=15)
-RANGES = st.sampled_from([a.IN_RANGE, *a.OUT_OF_RANGE.values(), a.in_range(9, 200), *a.out_of_range(9, 200).values()])
+RANGES = st.sampled_from([a.IN_RANGE, *a.OUT_OF_RANGE.values()])
 PROBLEM = p.Problem(
     thing="coins",
     first="Ana",
@@ -214,18 +214,3 @@ def test_foreign_text_is_refused() -> None:
     assert not p.is_problem("Natalia sold clips to 48 of her friends in April.")
     with pytest.raises(ValueError, match="not a statement"):
         p.parse("Today Ana has 5 eggs. Ben likes eggs. How many eggs does Ben have?")
-
-
-def test_longer_chains_and_larger_numbers_reach_every_split_and_the_corpus() -> None:
-    params = ArithmeticDataset(name="arithmetic", demos=60, prompts=4, dev=4, test=4, ood=20, steps=9, largest=200)
-
-    def sizes(problems: list[str]) -> tuple[int, int]:
-        read = [p.parse(problem) for problem in problems]
-        return max(len(one.statements) for one in read), max(max(p.derive(one).values()) for one in read)
-
-    splits = {name: sizes([trace.problem for trace in rows]) for name, rows in a.build(params, 0).items()}
-    assert splits["demos"][0] == 9 and 60 < splits["demos"][1] <= 200
-    assert splits["ood_longer"][0] == 11 and 200 < splits["ood_numbers"][1] <= 300
-    assert sizes([problem for problem, _ in a.corpus(300, 0, steps=9, largest=200)])[0] == 11
-    usual = params.model_copy(update={"steps": 6, "largest": 40})
-    assert max(len(p.parse(trace.problem).statements) for trace in a.build(usual, 0)["demos"]) == 6

@@ -85,29 +85,6 @@ def test_a_model_with_adapters_reads_in_one_pass_too(monkeypatch: pytest.MonkeyP
     assert (passes, len(calls)) == ([1], 2 * 4)
 
 
-class Engine(torch.nn.Module):
-    """What DeepSpeed makes of a model: attributes are the model's, but its configuration is its own."""
-
-    def __init__(self, module: PreTrainedModel) -> None:
-        super().__init__()
-        self.module, self.config = module, {"zero_optimization": {"stage": 3}}
-
-    def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name) if name == "module" else getattr(self.module, name)
-
-    def forward(self, **inputs: Any) -> Any:
-        return self.module(**inputs)
-
-
-@torch.inference_mode()
-def test_inside_an_engine_of_deepspeed_each_row_reads_its_own_prompt() -> None:
-    model = small_model("llama", max_position_embeddings=128)
-    passes = _passes(model)
-    inside, plain = _rows().read(Engine(model)), _rows().read(model)  # type: ignore[arg-type]
-    assert passes == [4, 1]
-    torch.testing.assert_close(inside.logits[0], plain.logits[0], atol=1e-5, rtol=1e-4)
-
-
 def test_with_gradients_completions_are_no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _count(monkeypatch)
     assert _rows().read(small_model("llama", max_position_embeddings=128)).logits.requires_grad

@@ -1,10 +1,9 @@
-"""What big models need, on tiny ones: bfloat16, 4 bits, gradient checkpointing, one body for policy and reward."""
+"""What big models need, on tiny ones: bfloat16, gradient checkpointing, one body for policy and reward."""
 
 from __future__ import annotations
 
 import copy
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from rairl.learn.learned_reward import LearnedReward
 from rairl.learn.learner import Learner, trained
 from rairl.learn.policy_step import policy_loss, policy_step
 from rairl.learn.rollouts import Completion, sample
-from rairl.models.adapters import merged, twin
+from rairl.models.adapters import twin
 from rairl.models.base import load_source, new_model
 from rairl.models.likelihood import step_logprobs
 from rairl.models.policy import load_policy, make_trainable, mixed, save_policy
@@ -59,9 +58,7 @@ def stepped(
         model, [torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.01)]
     )
     completions, advantages = rows_of(folder, demos)
-    return policy_step(learner, reference, completions, advantages, params.policy, rate=0.01, kl=params.policy.kl)[
-        "policy/kl"
-    ]
+    return policy_step(learner, reference, completions, advantages, params.policy, rate=0.01)["policy/kl"]
 
 
 # --- bfloat16 --------------------------------------------------------------------------------------------------------
@@ -90,7 +87,7 @@ def test_a_policy_of_bfloat16_learns_in_float32_and_is_saved_as_it_was(
     rows = SharedPrompts.of([it.prompt_ids for it in completions], [it.ids for it in completions], 0, IDS.device)
     values = torch.full(rows.tails.shape, float("nan"))
     values[0, 1 : len(advantages[0]) + 1] = 1.0
-    losses = policy_loss(model, reference, rows, values, temperature=1.0, kl=0.1, entropy=0.1)
+    losses = policy_loss(model, reference, rows, values, temperature=1.0, kl=0.1)
     assert {part.dtype for part in losses} == {torch.float32}
     assert lm_loss(model, examples(tokenizer, demos[:2]), 0).dtype == torch.float32
     assert all(isinstance(value, float) for value in sample_of(model, tokenizer).logprobs)
@@ -291,88 +288,9 @@ def test_a_shared_body_gives_what_two_copies_give_in_half_the_memory(
     assert sizes[0] == pytest.approx(body_size) and sizes[1] == 2 * body_size
 
 
-# --- 4 bits ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_four_bits_without_bitsandbytes_say_what_to_install(tiny_policy: Path, miniature: Params) -> None:
-    with pytest.raises(RairlError, match=r"pip install 'rairl\[quantised\]'"):
-        load_policy(tiny_policy, four_bit=True)
-    with pytest.raises(RairlError, match="bitsandbytes, which is not installed"):
-        new_reward(tiny_policy, tuned(miniature, reward={"load_in_4bit": True}).reward, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"policy": {"load_in_4bit": True}}, r"policy\.load_in_4bit .* policy\.train 'lora'"),
-        ({"reward": {"load_in_4bit": True, "train": "full", "head": "linear"}}, r"reward\.load_in_4bit"),
-        (
-            {"reward": {"backbone": "shared", "dtype": "bfloat16"}, "policy": {"train": "lora"}},
-            r"reward\.dtype to base",
-        ),
-        (
-            {"reward": {"backbone": "shared"}, "policy": {"train": "lora", "load_in_4bit": True}},
-            r"reward\.load_in_4bit to policy\.load_in_4bit",
-        ),
-    ],
-)
-def test_what_cannot_be_held_so_is_refused(
-    changes: dict[str, dict[str, object]], message: str, miniature: Params
-) -> None:
-    with pytest.raises(RairlError, match=message):
-        tuned(miniature, **changes)
-
-
-@pytest.fixture
-def wide(tiny_policy: Path, miniature: Params, tmp_path: Path) -> Path:
-    """A tiny model of bfloat16 whose projections are as wide as a block of 4-bit weights, twice."""
-    tokenizer = load_policy(tiny_policy)[1]
-    params = tuned(miniature, base={"dtype": "bfloat16", "hidden_size": 128}).base
-    save_policy(tmp_path / "wide", new_model(params, tokenizer, max_tokens=400, seed=0), tokenizer)
-    return tmp_path / "wide"
-
-
-def test_four_bits_on_a_cpu(wide: Path, miniature: Params, demos: list[Trace], tmp_path: Path) -> None:
-    """Policy and reward on one body of 4 bits: it is a third of the size, both learn, and both are saved plain."""
-    pytest.importorskip("bitsandbytes")
-    params = tuned(
-        miniature,
-        base={"dtype": "bfloat16"},
-        policy={"train": "lora", "lora_rank": 4, "load_in_4bit": True},
-        reward={
-            "backbone": "shared", "head": "linear", "train": "lora", "lora_rank": 4, "dtype": "bfloat16",
-            "load_in_4bit": True, "learning_rate": 0.01,
-        },
-    )  # fmt: skip
-    policy, tokenizer = load_policy(wide, four_bit=True)
-    reference = make_trainable(policy, params.policy, seed=0)
-    whole = load_policy(wide)[0]
-    size = sum(value.nbytes for value in reference.parameters())
-    assert size < 0.4 * sum(value.nbytes for value in whole.parameters())
-    with torch.no_grad():
-        assert torch.equal(policy(IDS).logits, reference(IDS).logits)
-        torch.testing.assert_close(merged(reference)(IDS).logits, reference(IDS).logits, atol=0.02, rtol=0)
-    kept = merged(reference).state_dict()
-    reward = LearnedReward(reward_on(reference, tokenizer, params.reward, seed=1), demos, params.reward, 0.5, seed=0)
-    before = [one.last for one in reward.model.score(demos)]
-    for turn in range(3):
-        stepped(policy, reference, wide, demos[:4], params)
-        reward.update([], str(turn))
-    assert stepped(policy, reference, wide, demos[:4], params) > 0
-    assert [one.last for one in reward.model.score(demos)] != before
-    assert all(torch.equal(value, kept[name]) for name, value in merged(reference).state_dict().items())
-
-    save_policy(tmp_path / "policy", policy, tokenizer)
-    again = load_policy(tmp_path / "policy")[0]
-    assert type(again.model.layers[0].mlp.up_proj) is nn.Linear and dtypes(again) == {torch.bfloat16}
-    policy.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(again(IDS).logits, policy(IDS).logits, atol=0.3, rtol=0)
-    reward.model.save_pretrained(tmp_path / "reward")
-    loaded = RewardModel.from_pretrained(tmp_path / "reward")
-    for one, other in zip(reward.model.score(demos), loaded.score(demos), strict=True):
-        np.testing.assert_allclose(one.steps, other.steps, atol=0.1)
+def test_a_shared_body_of_two_types_is_refused(miniature: Params) -> None:
+    with pytest.raises(RairlError, match=r"reward\.dtype to base"):
+        tuned(miniature, reward={"backbone": "shared", "dtype": "bfloat16"}, policy={"train": "lora"})
 
 
 # --- attention -------------------------------------------------------------------------------------------------------

@@ -28,30 +28,16 @@ def test_group_advantages_by_hand() -> None:
     np.testing.assert_allclose(values, [[-1.0, 1.0], [0.0, 0.0]])
 
 
-def test_leave_one_out_by_hand() -> None:
-    # 0, 3, 3: the others' means are 3, 1.5, 1.5; the group's std is sqrt(2)
-    values = group_advantages(np.array([[0.0, 3.0, 3.0]]), 0.5, "leave_one_out")
-    np.testing.assert_allclose(values, np.array([[-3.0, 1.5, 1.5]]) / np.sqrt(2))
-
-
 def test_floor_keeps_small_differences_small() -> None:
     values = group_advantages(np.array([[0.0, 0.02]]), floor=0.5)
     np.testing.assert_allclose(values, [[-0.02, 0.02]])
 
 
-@given(TABLES)
-def test_leave_one_out_equals_the_double_loop(rewards: np.ndarray) -> None:
-    for row, values in zip(rewards, group_advantages(rewards, 0.5, "leave_one_out"), strict=True):
-        for at, value in enumerate(values):
-            others = [other for index, other in enumerate(row) if index != at]
-            assert value == pytest.approx((row[at] - np.mean(others)) / max(row.std(), 0.5), abs=1e-9)
-
-
-@given(TABLES, VALUES, st.sampled_from(["group", "leave_one_out"]))
-def test_a_constant_changes_nothing_and_the_mean_is_zero(rewards: np.ndarray, constant: float, baseline: str) -> None:
-    values = group_advantages(rewards, 0.5, baseline)
+@given(TABLES, VALUES)
+def test_a_constant_changes_nothing_and_the_mean_is_zero(rewards: np.ndarray, constant: float) -> None:
+    values = group_advantages(rewards, 0.5)
     np.testing.assert_allclose(values.mean(axis=1), 0, atol=1e-9)
-    np.testing.assert_allclose(group_advantages(rewards + constant, 0.5, baseline), values, atol=1e-9)
+    np.testing.assert_allclose(group_advantages(rewards + constant, 0.5), values, atol=1e-9)
 
 
 # --- one reward per read ---------------------------------------------------------------------------------------------
@@ -82,30 +68,18 @@ GROUP = [np.array([1.0, 3.0]), np.array([1.0, 0.0])]
 )  # the returns with discount 0.5
 def test_step_advantages_by_hand(rule: str, credits: list[list[float]]) -> None:
     scale = np.std(np.ravel(credits))
-    for baseline, means in (
-        ("group", [np.mean(credits)] * 2),
-        ("leave_one_out", [np.mean(credits[1]), np.mean(credits[0])]),
-    ):
-        found = step_advantages([GROUP], rule, 0.5, floor=0.1, baseline=baseline)[0]
-        expected = [(np.array(values) - mean) / scale for values, mean in zip(credits, means, strict=True)]
-        np.testing.assert_allclose(found, expected)
+    found = step_advantages([GROUP], rule, 0.5, floor=0.1)[0]
+    np.testing.assert_allclose(found, [(np.array(values) - np.mean(credits)) / scale for values in credits])
 
 
-@given(GROUPS, RULES, st.floats(0, 1), st.sampled_from(["group", "leave_one_out"]))
-def test_step_advantages_equal_the_naive_sums(
-    groups: list[list[np.ndarray]], rule: str, discount: float, baseline: str
-) -> None:
-    for group, found in zip(groups, step_advantages(groups, rule, discount, 0.3, baseline), strict=True):
+@given(GROUPS, RULES, st.floats(0, 1))
+def test_step_advantages_equal_the_naive_sums(groups: list[list[np.ndarray]], rule: str, discount: float) -> None:
+    for group, found in zip(groups, step_advantages(groups, rule, discount, 0.3), strict=True):
         credits = [naive(reads, rule, discount) for reads in group]
-        scale = max(np.std([value for values in credits for value in values]), 0.3)
+        pooled = [value for values in credits for value in values]
+        scale = max(np.std(pooled), 0.3)
         for sample, values in enumerate(found):
-            compared = [
-                value
-                for other, theirs in enumerate(credits)
-                if baseline == "group" or other != sample
-                for value in theirs
-            ]
-            expected = [(value - np.mean(compared)) / scale for value in credits[sample]]
+            expected = [(value - np.mean(pooled)) / scale for value in credits[sample]]
             np.testing.assert_allclose(values, expected, atol=1e-8)
 
 

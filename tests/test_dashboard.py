@@ -16,6 +16,7 @@ from browser import chromium, needs_browser
 
 from rairl.core.params import Params
 from rairl.core.stats import Estimate
+from rairl.core.training_params import PretrainedBase
 from rairl.tracking.courier import stage_run
 from rairl.tracking.dashboard import FIGURES, version_note
 from rairl.tracking.pipeline_runs import views
@@ -41,7 +42,7 @@ def test_a_version_says_where_it_comes_from(miniature: Params) -> None:
 
 
 def test_a_model_of_the_hub_is_named_with_its_commit(miniature: Params) -> None:
-    base = miniature.base.model_copy(update={"source": "owner/name", "revision": "0123456789abcdef"})
+    base = PretrainedBase(source="owner/name", revision="0123456789abcdef")
     note = version_note(
         miniature.model_copy(update={"base": base}), {}, 0, {}, experiment_id="1", run_id="r", parent_id="p"
     )

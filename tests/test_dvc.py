@@ -223,7 +223,7 @@ def test_a_reward_that_cannot_tell_right_from_wrong_trains_no_policy(
         calibrate, "dev_scores", lambda *args: ({**scored(*args)[0], "dev/auroc": 0.7}, scored(*args)[1])
     )
     params = load_params(clone / "params.yaml")
-    guarded = params.model_copy(update={"guard": params.guard.model_copy(update={"min_auroc": 0.8})})
+    guarded = params.model_copy(update={"guard": params.guard.model_copy(update={"action": "rollback"})})
     figures = run_stage("rairl", guarded)
     assert "rairl.train_correct" not in figures and figures["rairl.step"].value == 0
     assert contents(clone / "models" / "policy") == contents(clone / "models" / "sft")

@@ -30,7 +30,7 @@ def small(values: dict[str, Any], data: Path) -> dict[str, Any]:
     # MR-Ben's traces are the longest; two sets show that there may be several
     values["dataset"]["labelled"] = [str(data / path.split("/data/")[1]) for path in values["dataset"]["labelled"][:2]]
     values["dataset"] |= {"max_demos": 150, "dev": 30, "held_out": 0.05}
-    values["base"] |= {"hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 600, "corpus": 100, "epochs": 1}
+    values["base"] |= {"hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 600, "corpus": 100}
     values["sft"]["epochs"] = 1
     values["reward"] |= {"warmup_updates": 4, "demos_per_update": 8, "register_every": 2}
     values["report"]["bootstrap"] = 100

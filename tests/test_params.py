@@ -64,7 +64,6 @@ def test_an_unknown_key_is_named(values: dict[str, Any], key: str) -> None:
         ("sample.temperatures", []),
         ("sample.temperatures", 1.0),
         ("sample.extra_n", 0),
-        ("sft.patience", 0),
         ("report.bootstrap", 99),
         ("tracking.experiment", ""),
     ],
@@ -79,7 +78,6 @@ def test_a_wrong_value_names_the_key(values: dict[str, Any], key: str, value: An
     [
         ("rerank.n", 10_000, "sample.n"),
         ("reward.train", "full", "reward.head"),
-        ("base.source", "some/model", "reward.backbone"),
         ("policy.warmup_iterations", 10_000, "policy.iterations"),
         ("base.heads", 5, "base.hidden_size"),
         ("sample.temperatures", [1.0, 0.5, 0.5], "0.5, 0.5"),
@@ -90,6 +88,38 @@ def test_a_contradiction_names_both_keys(values: dict[str, Any], key: str, value
         parse_params(changed(values, key, value))
     assert key in str(error.value)
     assert other in str(error.value)
+
+
+HUB = {"source": "some/model", "revision": "0" * 40}
+
+
+def test_a_hub_model_has_no_sizes_and_needs_another_backbone(values: dict[str, Any]) -> None:
+    with pytest.raises(RairlError, match=r"^params: base\.hidden_size belongs to base\.source 'builtin'; remove it$"):
+        parse_params({**values, "base": {**HUB, "hidden_size": 64}})
+    with pytest.raises(RairlError, match=r"base\.source is 'some/model'; name another model, .*reward\.backbone"):
+        parse_params({**values, "base": HUB})
+    hub = parse_params(changed({**values, "base": HUB}, "reward.backbone", "sft"))
+    assert hub.base.dtype == "float32"
+
+
+def test_a_builtin_model_needs_its_sizes_and_has_no_revision(values: dict[str, Any]) -> None:
+    with pytest.raises(RairlError, match=r"base\.revision belongs to a base\.source from the hub; remove it"):
+        parse_params(changed(values, "base.revision", None))
+    del values["base"]["layers"]
+    with pytest.raises(RairlError, match=r"key 'base\.layers' is missing \(base\.source 'builtin' needs it\)"):
+        parse_params(values)
+    del values["base"]["source"]
+    with pytest.raises(RairlError, match=r"key 'base\.source' is missing"):
+        parse_params(values)
+    with pytest.raises(RairlError, match="'base'"):
+        parse_params({**values, "base": 3})
+
+
+def test_logged_traces_need_no_policy_and_others_do(values: dict[str, Any]) -> None:
+    assert "policy" not in yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text())
+    del values["policy"]
+    with pytest.raises(RairlError, match="key 'policy' is missing"):
+        parse_params(values)
 
 
 def test_sparse_reward_cannot_give_step_credit(values: dict[str, Any]) -> None:

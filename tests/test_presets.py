@@ -11,6 +11,7 @@ import pytest
 from rairl.core.errors import RairlError
 from rairl.core.params import Params, load_params, parse_params
 from rairl.learn.learner import MAX_NORM
+from rairl.models.reads import INTERVAL
 from rairl.preflight import presets
 from rairl.preflight.doctor import GPUS, needs
 
@@ -58,9 +59,9 @@ def test_every_cell_of_version_2_and_later_has_the_published_values(dataset: str
         assert (reward.replay_size, reward.demos_per_update) == (50 * 16 * 8, 8)
         assert (policy.kl, reward.clip) == (0.1, 2.0 if dataset == "mmlu_pro" else 5.0)
         assert (policy.temperature, policy.max_new_tokens, reward.weight_decay) == (1.0, 824, 0.1)
-        assert (reward.granularity, reward.interval) == (granularity, 15)
+        assert (reward.granularity, INTERVAL) == (granularity, 15)
         assert (policy.start, reward.backbone) == ("base", "shared")  # both on the instruct model
-        assert (reward.head, reward.form, reward.objective) == ("linear", "logit", "bce")
+        assert (reward.head, reward.objective) == ("linear", "bce")
         assert (params.base.dtype, reward.dtype) == ("bfloat16", "bfloat16")
         assert (reward.label_smoothing, reward.switch_labels, reward.credit) == (0.1, True, "mean")
         assert (reward.perturbations, reward.perturbation_depth) == (1, 3)

@@ -19,19 +19,17 @@ from rich.console import Console
 
 from rairl.core.errors import RairlError
 from rairl.core.params import Params, parse_params
-from rairl.core.stats import Estimate, exact, to_json, within_agreement, within_auroc
+from rairl.core.stats import Estimate, exact, to_json
 from rairl.core.traces import Trace, relabel, write_traces
 from rairl.datasets import arithmetic, arithmetic_problem
 from rairl.evaluate.best_of_n import AGGREGATORS
-from rairl.evaluate.candidates import POLICIES, candidates_path, read_candidates
+from rairl.evaluate.candidates import POLICIES, candidates_path
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.evaluate.questions import read_questions
 from rairl.evaluate.scores import Saved, read_scores
-from rairl.evaluate.shortcut_checks import MASKED, ShortcutChecks
 from rairl.evaluate.shortcuts import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
-from rairl.evaluate.trace_edits import HIDDEN, mixed_sample
+from rairl.evaluate.trace_edits import HIDDEN
 from rairl.evaluate.variants import VARIANTS
-from rairl.evaluate.windows import RULES
 from rairl.models.reward import RewardModel, new_reward
 from rairl.report import labels
 from rairl.report.claims import RERANKING, adjusted, claims, difference_verdict, p_value
@@ -186,16 +184,12 @@ def test_the_agreed_names_are_all_there(finished):
     for kind in ("kind.operator", "kind.misread", "kind.foreign", "family.seen", "family.unseen"):
         assert {f"localise.{kind}.{method}.exact" for method in ("reward", "logprob", "entropy", "chance")} <= names
         assert {f"localise.{kind}.reward.prefers", f"localise.{kind}.logprob.prefers"} <= names
-    for rule in RULES:
-        assert {f"localise.window.{s}.{rule}.reward-chance" for s in ("natural", "seen", "unseen")} <= names
     for split in ("test", *arithmetic.OUT_OF_RANGE):
         assert {f"audit.{split}.auroc", f"audit.{split}.auroc_length", f"audit.{split}.reward_gap"} <= names
         assert {f"audit.{split}.{name}" for name in ("auroc_matched_length", "partial_correlation", "surface_r2",
                                                      "auroc_without_surface")} <= names  # fmt: skip
     for variant in VARIANTS:
         assert {f"audit.variant.{variant}.{name}" for name in ("auroc", "auroc_before", "agreement")} <= names
-    for how in AGGREGATORS:
-        assert {f"audit.shaping.{how}.{name}" for name in ("auroc", "auroc_before", "agreement")} <= names
     assert {
         f"audit.choice.n{n}.{name}" for n in (1, 2, 4) for name in ("score", "predicted", "accuracy", "gap")
     } <= names
@@ -209,7 +203,6 @@ def test_the_agreed_names_are_all_there(finished):
         "audit.style.reward",
         "audit.ngrams.overlap_wrong",
         "audit.steps.correlation",
-        "audit.shaping.locate.exact",
     } <= (names)
     assert {"audit.shuffle.reward", "audit.swap.steps", "audit.swap.answer", "time.rerank"} <= names
 
@@ -222,8 +215,6 @@ def test_figures_agree_with_one_another(finished):
     assert figures["audit.test.auroc"] == figures["rerank.auroc.reward"]
     assert figures["audit.choice.n4.accuracy"].value == pytest.approx(figures["rerank.reward"].value)
     assert figures["audit.choice.n1.accuracy"].value == pytest.approx(figures["rerank.random"].value)
-    assert figures["audit.shaping.last.agreement"].value == 1, "the potential is 0 at the end"
-    assert figures["audit.shaping.mean.auroc_before"].value == pytest.approx(figures["audit.test.auroc"].value)
     difference = figures["posttrain.rairl.pass@1"].value - figures["posttrain.sft.pass@1"].value
     assert figures["posttrain.rairl-sft.pass@1"].value == pytest.approx(difference)
     # The authors follow up their wrong steps consistently, so a right answer by wrong steps is rare but possible.
@@ -282,37 +273,6 @@ def test_hiding_the_outcome_moves_no_read_before_it(finished):
     text = "The reward ranks right chains above wrong ones without seeing their outcome."
     [claim] = [claim for claim in claims(figures) if claim.text == text]
     assert claim.figure == hidden
-
-
-def test_the_learned_shaping_is_held_against_the_reward_without_it(finished):
-    """Form ``airl``: AUROC of g and of f and the order they share, against sums written out read by read."""
-    path = finished.root / "candidates" / "sft.test.jsonl"
-    traces, saved = read_candidates(path), read_scores(finished.root / "scores" / "rerank" / "sft.test.json")
-    reward = finished.params.reward.model_copy(update={"form": "airl", "discount": 0.5})
-    model = new_reward(finished.root / "models/sft", reward, seed=1)
-    checks = ShortcutChecks(finished.params, model, finished.root / "models/sft", traces, saved)
-    figures = checks._learned_shaping()
-    some = [traces[row] for row in mixed_sample(traces, MASKED)]
-    sums: dict[str, list[float]] = {"g": [], "f": []}
-    for trace in some:
-        g, h = model.terms(model.read([trace])).detach().T.tolist()
-        ends = [0.0, *h[:-1], 0.0]
-        sums["g"].append(sum(g))
-        sums["f"].append(sum(value + 0.5 * ends[at + 1] - ends[at] for at, value in enumerate(g)))
-    right, keys = [bool(trace.correct) for trace in some], [trace.question for trace in some]
-    for name, values in sums.items():
-        expected = within_auroc(right, values, keys, draws=100, seed=0)
-        assert figures[f"audit.shaping.{name}.auroc"].value == pytest.approx(expected.value)
-    agreement = within_agreement(sums["g"], sums["f"], keys, draws=100, seed=0).value
-    assert figures["audit.shaping.f.agreement"].value == pytest.approx(agreement)
-    assert 0 < agreement < 1, "with this discount the potential moves some traces and not all"
-    [table] = [table for table in tables(figures)["audit"] if table.title == "Potential shaping"]
-    assert list(table.rows) == ["learned reward g", "f, with the learned shaping"]
-    undiscounted = new_reward(finished.root / "models/sft", reward.model_copy(update={"discount": 1.0}), seed=1)
-    same = ShortcutChecks(finished.params, undiscounted, finished.root / "models/sft", traces, saved)._learned_shaping()
-    assert same["audit.shaping.f.agreement"].value == pytest.approx(1, abs=0.02), "it telescopes away, up to rounding"
-    logit = RewardModel.from_pretrained(finished.root / "models" / "reward")
-    assert ShortcutChecks(finished.params, logit, finished.root / "models/sft", traces, saved)._learned_shaping() == {}
 
 
 def test_the_report_holds_the_policies_updates_against_each_other(finished):
@@ -409,7 +369,7 @@ def test_labelled_sets_are_scored_under_their_name(finished, tmp_path):
     sections = tables(figures)["localise"]
     assert [table.title for table in sections] == [
         "First wrong step", "Human-labelled set: human", "What the reward adds to each locator",
-        "Errors put in, by kind", "Token windows",
+        "Errors put in, by kind",
     ]  # fmt: skip
 
 

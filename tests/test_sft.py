@@ -82,7 +82,7 @@ def test_rate_warms_up_and_decays_to_a_tenth() -> None:
     assert all(late <= early for early, late in itertools.pairwise(values[10:]))
 
 
-def plan(model: PreTrainedModel, model_dev: list[float], epochs: int = 6, patience: int | None = 2) -> Fit:
+def plan(model: PreTrainedModel, model_dev: list[float], epochs: int) -> Fit:
     losses = iter(model_dev)
     batch = [([5, 6, 7, 8], 0)]
     return Fit(
@@ -91,34 +91,10 @@ def plan(model: PreTrainedModel, model_dev: list[float], epochs: int = 6, patien
         lambda epoch: [batch, batch],
         lambda step: 1e-3,
         lambda model: next(losses),
-        patience,
     )
 
 
-def test_stops_after_patience_and_keeps_the_best_epoch(tiny_policy: Path, tmp_path: Path) -> None:
-    model, _ = load_policy(tiny_policy)
-    seen: list[torch.Tensor] = []
-
-    def on_epoch(row: dict[str, float]) -> None:
-        seen.append(model.lm_head.weight.detach().clone())
-
-    last: list[torch.Tensor] = []
-    history = fit(
-        model,
-        plan(model, [3.0, 2.0, 2.5, 2.1, 0.0]),
-        0,
-        folder=tmp_path,
-        desc="sft",
-        on_epoch=on_epoch,
-        on_last=lambda: last.append(model.lm_head.weight.detach().clone()),
-    )
-    assert [row["dev/loss"] for row in history] == [3.0, 2.0, 2.5, 2.1]
-    assert torch.equal(model.lm_head.weight, seen[1])
-    assert torch.equal(last[0], seen[3])
-    assert not torch.equal(last[0], seen[1])
-
-
-def test_without_patience_every_epoch_is_run_and_the_best_still_wins(tiny_policy: Path, tmp_path: Path) -> None:
+def test_the_best_epoch_wins_and_the_last_is_handed_out(tiny_policy: Path, tmp_path: Path) -> None:
     model, _ = load_policy(tiny_policy)
     seen: list[torch.Tensor] = []
 
@@ -126,10 +102,21 @@ def test_without_patience_every_epoch_is_run_and_the_best_still_wins(tiny_policy
         seen.append(model.lm_head.weight.detach().clone())
 
     losses = [3.0, 2.0, 2.5, 2.4, 2.3]
-    history = fit(model, plan(model, losses, 5, None), 0, folder=tmp_path, desc="sft", on_epoch=on_epoch)
+    last: list[torch.Tensor] = []
+    history = fit(
+        model,
+        plan(model, losses, 5),
+        0,
+        folder=tmp_path,
+        desc="sft",
+        on_epoch=on_epoch,
+        on_last=lambda: last.append(model.lm_head.weight.detach().clone()),
+    )
     assert [row["dev/loss"] for row in history] == losses
     assert history[-1]["batches"] == 10
     assert torch.equal(model.lm_head.weight, seen[1])
+    assert torch.equal(last[0], seen[4])
+    assert not torch.equal(last[0], seen[1])
 
 
 def test_a_resumed_fit_ends_with_the_same_weights(tiny_policy: Path, demos: list[Trace], tmp_path: Path) -> None:
@@ -183,7 +170,7 @@ def test_a_loss_that_is_no_number_is_an_error(tiny_policy: Path, tmp_path: Path)
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(RairlError, match="the loss is nan at batch 0 of base"):
-        fit(model, plan(model, [1.0]), 0, folder=tmp_path, desc="base", on_epoch=lambda row: None)
+        fit(model, plan(model, [1.0], 1), 0, folder=tmp_path, desc="base", on_epoch=lambda row: None)
 
 
 def test_checkpoints_belong_to_one_configuration(miniature: Params, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_files_are_found_from_an_experiments_own_folder(tmp_path: Path, monkeypa
         ({"variants": {"a": {"seed": 3}}}, "variant 'a' changes 'seed'"),
         ({"variants": {"a": {"reward.heads": 3}}}, "variant 'a': unknown key 'reward.heads'"),
         ({"variants": {"a": {"rewards.head": 3}}}, "variant 'a': unknown key 'rewards.head'"),
-        ({"variants": {"a": {"reward.objective": "wgan"}}}, "needs a Lipschitz bound"),
+        ({"variants": {"a": {"reward.head": "surprisal", "reward.train": "full"}}}, "would move the log-probabilities"),
         ({"variants": {"a/b": {}}, "baseline": "a/b"}, "mini.yaml: variants"),
         ({"seeds": [1, 1]}, "seeds names one twice"),
         ({"seeds": []}, "mini.yaml: seeds"),

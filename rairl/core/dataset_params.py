@@ -21,12 +21,6 @@ class ArithmeticDataset(Section):
     noise: Fraction = Field(
         default=0.0, description="share of the demonstrations, and of dev, that a careless author solved instead"
     )
-    steps: Annotated[int, Field(ge=3, le=9)] = Field(
-        default=6, description="most steps of a problem, from 3 on; the split of longer chains has one and two more"
-    )
-    largest: Annotated[int, Field(ge=40)] = Field(
-        default=40, description="largest number in a problem; the split of larger numbers has half as much again"
-    )
 
 
 class LoggedDataset(Section):

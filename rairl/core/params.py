@@ -25,7 +25,21 @@ from rairl.core.dataset_params import (
 )
 from rairl.core.errors import RairlError
 from rairl.core.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
-from rairl.core.training_params import BaseParams, GuardParams, PolicyParams, RewardParams, SftParams, contradictions
+from rairl.core.training_params import (
+    BaseParams,
+    BuiltinBase,
+    GuardParams,
+    PolicyParams,
+    PretrainedBase,
+    RewardParams,
+    SftParams,
+    contradictions,
+)
+
+UNUSED_POLICY = {
+    "iterations": 1, "prompts_per_iteration": 1, "group_size": 2, "max_new_tokens": 1, "learning_rate": 1e-3, "kl": 0.0,
+}  # fmt: skip
+"""What stands for the section ``policy`` of logged traces, where no policy learns and the section may be left out."""
 
 
 class SampleParams(Section):
@@ -33,11 +47,12 @@ class SampleParams(Section):
 
     n: Annotated[int, Field(ge=2)] = Field(description="samples per prompt at the first temperature")
     temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(
+        default=[1.0],
         description="the first is the headline, and the only one that is reranked and localised; at the others the "
-        "policies are compared on test"
+        "policies are compared on test",
     )
     extra_n: PositiveInt = Field(
-        description="samples per prompt at each of the other temperatures, and where only pass@1 is measured"
+        default=4, description="samples per prompt at each of the other temperatures, and where only pass@1 is measured"
     )
 
     @model_validator(mode="after")
@@ -56,7 +71,9 @@ class RerankParams(Section):
 class ReportParams(Section):
     """Statistics of the report."""
 
-    bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples over prompts behind every interval")
+    bootstrap: Annotated[int, Field(ge=100)] = Field(
+        default=1000, description="resamples over prompts behind every interval"
+    )
 
 
 class TrackingParams(Section):
@@ -78,11 +95,19 @@ class Params(Section):
     sft: SftParams
     policy: PolicyParams
     reward: RewardParams
-    guard: GuardParams
+    guard: GuardParams = GuardParams()
     sample: SampleParams
     rerank: RerankParams
     report: ReportParams
     tracking: TrackingParams
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_policy(cls, values: Any) -> Any:
+        dataset = values.get("dataset") if isinstance(values, dict) else None
+        if isinstance(dataset, dict) and dataset.get("name") == "gsm8k-logged":
+            return {"policy": UNUSED_POLICY, **values}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
@@ -90,22 +115,14 @@ class Params(Section):
             raise ValueError(f"rerank.n is {self.rerank.n} but only sample.n = {self.sample.n} candidates are drawn")
         for problem in contradictions(self.reward):
             raise ValueError(problem)
-        if self.policy.kl_target is not None and self.policy.kl == 0:
-            raise ValueError("policy.kl_target adapts the weight policy.kl, which must start above 0")
         if self.reward.backbone == "shared" and self.policy.train != "lora":
             raise ValueError(
                 "reward.backbone 'shared' reads the weights that policy.train 'full' moves; "
                 "use policy.train 'lora' or reward.backbone 'sft'"
             )
-        if self.policy.load_in_4bit and self.policy.train != "lora":
-            raise ValueError("policy.load_in_4bit holds weights that can't learn: use policy.train 'lora'")
         if self.reward.backbone == "shared" and self.base.dtype != self.reward.dtype:
             raise ValueError("reward.backbone 'shared' is the policy's body: set reward.dtype to base.dtype")
-        if self.reward.backbone == "shared" and self.policy.load_in_4bit != self.reward.load_in_4bit:
-            raise ValueError(
-                "reward.backbone 'shared' is the policy's body: set reward.load_in_4bit to policy.load_in_4bit"
-            )
-        if self.second_model and self.base.source != "builtin":
+        if self.second_model and not isinstance(self.base, BuiltinBase):
             raise ValueError(
                 f"reward.backbone 'second_model' is a built-in one, but base.source is {self.base.source!r}; name "
                 "another model, by folder or hub id, as reward.backbone ('sft' shares the policy's blind spots)"
@@ -188,12 +205,18 @@ def parse_params(values: Any, *, source: str = "params") -> Params:
 
 
 def _explain(item: Any) -> str:
-    tags = {"arithmetic", "gsm8k-logged", "file", "gsm8k", "mmlu_pro", "medreason"}
+    tags = {"arithmetic", "gsm8k-logged", "file", "gsm8k", "mmlu_pro", "medreason", "builtin", "pretrained"}
     key = ".".join(str(part) for part in item["loc"] if part not in tags)
+    section, kind, name = (*item["loc"], None, None, None)[:3]
     if item["type"] == "extra_forbidden":
+        if section == "base" and kind == "pretrained" and name in BuiltinBase.model_fields:
+            return f"{key} belongs to base.source 'builtin'; remove it"
+        if section == "base" and kind == "builtin" and name in PretrainedBase.model_fields:
+            return f"{key} belongs to a base.source from the hub; remove it"
         return f"unknown key {key!r}; remove it or correct its spelling"
     if item["type"] == "missing":
-        return f"key {key!r} is missing"
+        needed = " (base.source 'builtin' needs it)" if (section, kind) == ("base", "builtin") else ""
+        return f"key {key!r} is missing{needed}"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     return f"key {key!r}: {item['msg']} (got {item.get('input')!r})"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from rairl.core.section import Dtype, Fraction, Granularity, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
@@ -23,50 +23,68 @@ Optimizer = Annotated[
         "the host"
     ),
 ]
+LoraRank = Annotated[int, Field(ge=1, description="rank of the adapters, for train 'lora'; alpha is twice the rank")]
+BaseDtype = Annotated[
+    Dtype,
+    Field(
+        description="what this model, and all that are trained from it, hold their weights in and compute with; what "
+        "learns is float32 while it does, and so are log-probabilities and losses"
+    ),
+]
 Beta2 = Annotated[float, Field(gt=0, lt=1, description="AdamW's second beta; the first is 0.9")]
 
 
-class BaseParams(Section):
-    """Where the base model comes from."""
+class BuiltinBase(Section):
+    """A small Llama, trained from scratch here on a corpus of its own."""
 
-    source: str = Field(description="'builtin', a local folder, or a hub id")
-    revision: str | None = Field(default=None, description="pinned commit of a hub id; required for one")
-    dtype: Dtype = Field(
-        default="float32",
-        description="what this model, and all that are trained from it, hold their weights in and compute with; what "
-        "learns is float32 while it does, and so are log-probabilities and losses",
-    )
+    source: Literal["builtin"]
+    dtype: BaseDtype = "float32"
     hidden_size: PositiveInt
     layers: PositiveInt
     heads: PositiveInt
     vocab_size: Annotated[int, Field(ge=300)]
-    corpus: PositiveInt = Field(description="solutions in the pre-training corpus of the built-in model")
-    epochs: PositiveInt = Field(description="passes over that corpus")
+    corpus: PositiveInt = Field(description="solutions in the pre-training corpus")
+    epochs: PositiveInt = Field(default=1, description="passes over that corpus")
     batch_size: PositiveInt
     learning_rate: PositiveFloat
 
     @model_validator(mode="after")
-    def _consistent(self) -> BaseParams:
+    def _consistent(self) -> BuiltinBase:
         if self.hidden_size % (2 * self.heads):
             raise ValueError("base.hidden_size must be a multiple of 2 * base.heads (rotary halves of equal size)")
         return self
+
+
+class PretrainedBase(Section):
+    """A model from elsewhere."""
+
+    source: str = Field(description="a local folder, or a hub id")
+    revision: str | None = Field(default=None, description="pinned commit of a hub id; required for one")
+    dtype: BaseDtype = "float32"
+
+
+def _kind(base: Any) -> str:
+    source = base.get("source") if isinstance(base, dict) else getattr(base, "source", None)
+    return "builtin" if source == "builtin" else "pretrained"
+
+
+BaseParams = Annotated[
+    Annotated[BuiltinBase, Tag("builtin")] | Annotated[PretrainedBase, Tag("pretrained")],
+    Discriminator(_kind),
+    Field(description="where the base model comes from: base.source 'builtin', a local folder, or a hub id"),
+]
 
 
 class SftParams(Section):
     """Supervised fine-tuning on the demonstrations; the epoch with the best dev loss wins."""
 
     epochs: PositiveInt
-    patience: PositiveInt | None = Field(
-        default=None, description="epochs without a better dev loss before stopping; null runs all epochs"
-    )
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     train: Literal["full", "lora"] = Field(
         default="full", description="'full': all weights learn; 'lora': low-rank adapters do, folded in at the end"
     )
-    lora_rank: PositiveInt = Field(
-        default=8, description="rank of the adapters, for train 'lora'; alpha is twice the rank"
-    )
+    lora_rank: LoraRank = 8
     micro_batch_tokens: PositiveInt | None = Field(
         default=None, description="tokens, padding included, that go through at once; null for the whole batch"
     )
@@ -78,31 +96,26 @@ class PolicyParams(Section):
     start: Literal["sft", "base"] = Field(
         default="sft", description="the model that the policy starts from, and whose distance the KL penalty measures"
     )
-    train: Literal["full", "lora"] = Field(description="'full': all weights learn; 'lora': low-rank adapters do")
-    lora_rank: PositiveInt = Field(description="rank of the adapters, for train 'lora'; alpha is twice the rank")
+    train: Literal["full", "lora"] = Field(
+        default="full", description="'full': all weights learn; 'lora': low-rank adapters do"
+    )
+    lora_rank: LoraRank = 8
     iterations: PositiveInt
     prompts_per_iteration: PositiveInt
     group_size: Annotated[int, Field(ge=2)] = Field(description="samples per prompt; advantages are relative to them")
     max_new_tokens: PositiveInt
-    temperature: PositiveFloat
+    temperature: PositiveFloat = 1.0
     learning_rate: PositiveFloat
     learning_rate_schedule: Schedule = "constant"
     warmup_iterations: NonNegativeInt = Field(
-        description="learning rate rises linearly; a fresh Adam takes full-size steps"
+        default=0, description="learning rate rises linearly; a fresh Adam takes full-size steps"
     )
     optimizer: Optimizer = "adamw"
     adam_beta2: Beta2 = 0.999
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     kl: Annotated[float, Field(ge=0)] = Field(description="weight of the KL penalty towards policy.start")
-    kl_target: PositiveFloat | None = Field(
-        default=None, description="nats per token that the KL weight adapts to hold; null keeps it fixed"
-    )
-    entropy: Annotated[float, Field(ge=0)] = Field(description="weight of the entropy bonus, per token in nats")
-    baseline: Literal["group", "leave_one_out"] = Field(
-        description="what a sample's reward is compared with: the mean of its group, or of the others in it"
-    )
-    advantage_floor: PositiveFloat = Field(description="advantages are divided by max(group std, this)")
-    checkpoint_every: PositiveInt = Field(description="iterations between resumable checkpoints")
+    advantage_floor: PositiveFloat = Field(default=0.5, description="advantages are divided by max(group std, this)")
+    checkpoint_every: PositiveInt = Field(default=10, description="iterations between resumable checkpoints")
     micro_batch_tokens: PositiveInt = Field(
         default=16384, description="tokens, padding included, that go through forward and back at once; a memory limit"
     )
@@ -111,19 +124,6 @@ class PolicyParams(Section):
         description="keep only what enters each layer for the backward pass, and compute the rest again: a fraction of "
         "the memory for a third more time",
     )
-    load_in_4bit: bool = Field(
-        default=False, description="hold the frozen weights in 4 bits (NF4, by bitsandbytes); for train 'lora'"
-    )
-    rollouts: Literal["transformers", "vllm"] = Field(
-        default="transformers",
-        description="what samples the loop's rollouts; 'vllm', made for big models, has not been run yet",
-    )
-    vllm_memory: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.4, description="share of the GPU's memory for vLLM's copy of the policy and its cache"
-    )
-
-
-Band = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
 
 
 class RewardParams(Section):
@@ -143,91 +143,69 @@ class RewardParams(Section):
     head: Literal["surprisal", "linear"] = Field(
         description="'surprisal' also sees the backbone's token log-probabilities; 'linear' loads in plain transformers"
     )
-    train: Literal["head", "lora", "full"] = Field(description="what learns beside the head: nothing, adapters, or all")
-    lora_rank: PositiveInt = Field(description="rank of the adapters, for train 'lora'; alpha is twice the rank")
+    train: Literal["head", "lora", "full"] = Field(
+        default="head", description="what learns beside the head: nothing, adapters, or all"
+    )
+    lora_rank: LoraRank = 8
     granularity: Granularity = Field(description="where the logit is trained and read")
-    interval: PositiveInt = Field(description="tokens between reads, for granularity 'interval'")
-    objective: Literal["bce", "wgan", "relativistic"] = Field(
-        description="'bce' with label smoothing; 'wgan', which needs a Lipschitz bound; 'relativistic': Bradley-Terry "
-        "within a prompt"
+    objective: Literal["bce", "relativistic"] = Field(
+        default="bce", description="'bce': binary cross-entropy; 'relativistic': Bradley-Terry within a prompt"
     )
-    form: Literal["logit", "airl"] = Field(
-        description="'logit': the reward is the logit; 'airl': D = sigmoid(f - log pi), f = g + gamma h' - h, reward g"
+    switch_labels: bool = Field(
+        default=False, description="count rollouts with a right answer as positives; this uses answers"
     )
-    switch_labels: bool = Field(description="count rollouts with a right answer as positives; this uses answers")
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(description="for 'bce' and 'relativistic'")
-    gradient_penalty: Annotated[float, Field(ge=0)] = Field(description="weight of (|gradient of the head| - 1)^2")
-    spectral_norm: bool = Field(description="keep every linear map of the head 1-Lipschitz")
-    dropout: Fraction = Field(description="in front of the head's last linear map")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.1, description="targets are 1 - this and this"
+    )
+    dropout: Fraction = Field(default=0.0, description="in front of the head's last linear map")
     optimizer: Optimizer = "adamw"
     adam_beta2: Beta2 = 0.999
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     credit: Literal["mean", "last", "return", "difference", "min"] = Field(
         description="'mean' (as published) or 'last' read as one advantage for all tokens; per step: discounted "
         "'return'-to-go of the reads' differences, the 'difference' alone, or the lowest one still to come ('min')"
     )
-    discount: Annotated[float, Field(ge=0, le=1)] = Field(description="for credit 'return', and gamma of form 'airl'")
+    discount: Annotated[float, Field(ge=0, le=1)] = Field(default=0.9, description="for credit 'return'")
     clip: PositiveFloat | None = Field(
         default=None, description="reads are clipped to +-this before credit; null for no clip"
     )
-    normalise: bool = Field(description="divide rewards by their running standard deviation")
-    length_control: Literal["none", "match", "centre"] = Field(
-        description="'match': negatives of the experts' lengths; 'centre': what length explains is taken off the reward"
-    )
-    ema: Fraction = Field(description="decay of the lagging copy that scores; 0 scores with the weights themselves")
     learning_rate: PositiveFloat
     learning_rate_schedule: Schedule = "constant"
-    learning_rate_warmup: NonNegativeInt = Field(description="updates over which the learning rate rises linearly")
+    learning_rate_warmup: NonNegativeInt = Field(
+        default=0, description="updates over which the learning rate rises linearly"
+    )
     warmup_updates: NonNegativeInt = Field(description="reward updates before the policy starts to move")
     warmup_rollouts: PositiveInt = Field(
+        default=8,
         description="samples per demonstration's prompt to warm up on: of the base model, and where the policy starts "
-        "from SFT as many of the SFT policy"
+        "from SFT as many of the SFT policy",
     )
-    updates_per_iteration: NonNegativeInt
-    accuracy_band: Band | None = Field(
-        default=None,
-        description="below it the updates per iteration double (up to 4 times as many), above it they halve (down "
-        "to 0); null keeps their number fixed",
-    )
+    updates_per_iteration: NonNegativeInt = 1
     demos_per_update: PositiveInt
     rollout_prompts: Literal["demos", "others"] = Field(
-        description="fresh rollouts on the demonstrations' own prompts, or the policy's batch on other prompts"
+        default="demos",
+        description="fresh rollouts on the demonstrations' own prompts, or the policy's batch on other prompts",
     )
     perturbations: NonNegativeInt = Field(description="verified corruptions per expert trace in an update")
-    perturbation_depth: PositiveInt = Field(description="corruptions composed in one trace: 1 to this many")
+    perturbation_depth: PositiveInt = Field(default=1, description="corruptions composed in one trace: 1 to this many")
     replay_size: NonNegativeInt = Field(description="past rollouts kept as negatives")
-    register_every: PositiveInt = Field(description="iterations between registered reward checkpoints")
+    register_every: PositiveInt = Field(
+        default=20, description="iterations between registered reward checkpoints; updates, with logged traces"
+    )
     gradient_checkpointing: bool = Field(
         default=False,
         description="keep only what enters each layer for the backward pass, and compute the rest again: a fraction of "
         "the memory for a third more time; for train 'lora' and 'full'",
     )
-    load_in_4bit: bool = Field(
-        default=False, description="hold the frozen body in 4 bits (NF4, by bitsandbytes); for train 'lora' and 'head'"
-    )
 
 
 class GuardParams(Section):
-    """The collapse guard of the rairl stage: what counts as a collapse, and what to do then."""
+    """The collapse guard of the rairl stage; what counts as a collapse is in :mod:`rairl.learn.collapse_guard`."""
 
     action: Literal["off", "stop", "rollback"] = Field(
-        description="'stop' ends with the last good checkpoint; 'rollback' goes on from it at half the learning rate"
-    )
-    patience: PositiveInt = Field(description="iterations in a row that a sign of collapse must last")
-    length_ratio: Annotated[float, Field(gt=1)] = Field(
-        description="mean length above this multiple of the first iterations', or below its inverse"
-    )
-    min_entropy: Fraction = Field(description="entropy below this share of the first iterations'")
-    saturation: Annotated[float, Field(gt=0.5, le=1)] = Field(
-        description="discriminator accuracy on experts and on fresh rollouts both above this"
-    )
-    hacking: Annotated[float, Field(gt=0)] = Field(
-        description="fall below its best of the share of dev problems that the policy solves; or of the reward's dev "
-        "score, while the learned reward is at its highest"
-    )
-    min_auroc: Annotated[float, Field(ge=0, le=1)] = Field(
-        description="no policy is trained on a warmed-up reward that tells right from wrong rollouts on dev less "
-        "surely than this (AUROC within a problem; 0.5 is chance)"
+        default="rollback",
+        description="'stop' ends with the last good checkpoint; 'rollback' goes on from it at half the learning rate; "
+        "neither trains a policy on a warmed-up reward that can't tell right from wrong",
     )
 
 
@@ -243,24 +221,7 @@ def contradictions(reward: RewardParams) -> Iterator[str]:
         )
     if reward.backbone == "shared" and reward.train == "full":
         yield "reward.backbone 'shared' is frozen, the policy reads it too: use reward.train 'head' or 'lora'"
-    if reward.objective == "wgan" and not (reward.gradient_penalty or reward.spectral_norm):
-        yield "reward.objective 'wgan' needs a Lipschitz bound: set reward.gradient_penalty or reward.spectral_norm"
     if reward.objective == "relativistic" and reward.rollout_prompts == "others":
         yield "reward.objective 'relativistic' compares traces of one prompt; set reward.rollout_prompts to 'demos'"
-    if reward.form == "airl" and reward.objective != "bce":
-        yield "reward.form 'airl' defines its own discriminator, sigmoid(f - log pi); use reward.objective 'bce'"
-    if reward.form == "airl" and reward.granularity == "sparse":
-        yield "reward.form 'airl' shapes between successive reads; reward.granularity 'sparse' reads once"
-    if reward.length_control == "centre" and per_step:
-        yield f"reward.length_control 'centre' corrects a trace's reward; reward.credit '{reward.credit}' is per step"
     if reward.gradient_checkpointing and reward.train == "head":
         yield "reward.gradient_checkpointing acts on a body that learns; reward.train 'head' keeps nothing anyway"
-    if reward.load_in_4bit and reward.train == "full":
-        yield "reward.load_in_4bit holds weights that can't learn: use reward.train 'lora' or 'head'"
-    if reward.accuracy_band is not None and reward.learning_rate_schedule == "cosine":
-        yield (
-            "reward.learning_rate_schedule 'cosine' needs the number of updates beforehand, which reward.accuracy_band "
-            "changes: use 'constant' or accuracy_band null"
-        )
-    if reward.accuracy_band is not None and reward.accuracy_band[0] >= reward.accuracy_band[1]:
-        yield "reward.accuracy_band needs its lower bound first"

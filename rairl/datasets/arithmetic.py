@@ -55,23 +55,14 @@ class Range:
     starts: tuple[int, int] = (8, 20)
 
 
-def in_range(steps: int = 6, largest: int = 40) -> Range:
-    """What demonstrations and test contain: chains of 3 to ``steps`` steps, numbers up to ``largest``."""
-    return Range(steps=(3, steps), values=(2, largest), starts=(8, largest // 2))
-
-
-def out_of_range(steps: int = 6, largest: int = 40) -> dict[str, Range]:
-    """What the out-of-distribution splits contain that those of :func:`in_range` don't."""
-    known = in_range(steps, largest)
-    return {
-        "ood_longer": replace(known, steps=(steps + 1, steps + 2)),
-        "ood_operators": replace(known, kinds=DEMONSTRATED + UNSEEN),
-        "ood_numbers": replace(known, values=(2, largest * 3 // 2), starts=(largest + 1, largest + 15)),
-    }
-
-
-IN_RANGE = in_range()
-OUT_OF_RANGE = out_of_range()
+IN_RANGE = Range()
+"""What demonstrations and test contain: chains of 3 to 6 steps, numbers up to 40."""
+OUT_OF_RANGE = {
+    "ood_longer": replace(IN_RANGE, steps=(7, 8)),
+    "ood_operators": replace(IN_RANGE, kinds=DEMONSTRATED + UNSEEN),
+    "ood_numbers": replace(IN_RANGE, values=(2, 60), starts=(41, 55)),
+}
+"""What the out-of-distribution splits contain that those in range don't."""
 
 
 # --- problems --------------------------------------------------------------------------------------------------------
@@ -119,20 +110,19 @@ def trace(
 
 def build(params: ArithmeticDataset, seed: int) -> dict[str, list[Trace]]:
     """All splits, deterministic in ``seed``; no problem occurs in two of them, nor twice in one."""
-    usual, unusual = in_range(params.steps, params.largest), out_of_range(params.steps, params.largest)
     plan: list[tuple[str, int, Range, bool]] = [
-        ("test", params.test, usual, False),
-        ("dev", params.dev, usual, True),
-        ("demos", params.demos, usual, True),
-        ("prompts", params.prompts, usual, False),
+        ("test", params.test, IN_RANGE, False),
+        ("dev", params.dev, IN_RANGE, True),
+        ("demos", params.demos, IN_RANGE, True),
+        ("prompts", params.prompts, IN_RANGE, False),
     ]
-    plan += [(name, params.ood, allowed, False) for name, allowed in unusual.items()]
+    plan += [(name, params.ood, allowed, False) for name, allowed in OUT_OF_RANGE.items()]
     seen: set[str] = set()
     splits = {}
     for name, count, allowed, solved in plan:
         splits[name] = _split(name, count, allowed, seed, seen, solved=solved)
     # Problems like the demonstrated ones, none of them a problem of another split in other words.
-    splits["ood_wording"] = _split("ood_wording", params.ood, usual, seed, seen, solved=False, wording=REWORDED)
+    splits["ood_wording"] = _split("ood_wording", params.ood, IN_RANGE, seed, seen, solved=False, wording=REWORDED)
     for name in ("demos", "dev"):
         splits[name] = with_noise(splits[name], params.noise, random.Random(f"arithmetic/{seed}/{name}/noise"))
     return splits
@@ -238,17 +228,14 @@ def habitual_steps(problem: Problem, habits: frozenset[str]) -> tuple[list[str],
     return steps, values[problem.statements[-1].subject]
 
 
-def corpus(
-    count: int, seed: int, exclude: frozenset[str] = frozenset(), *, steps: int = 6, largest: int = 40
-) -> Iterator[tuple[str, str]]:
+def corpus(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
     """``count`` pairs (problem, completion) by many authors with one misconception, over all ranges and kinds.
 
-    Problems in ``exclude`` are left out, so that the base model has never seen a problem of the splits. ``steps`` and
-    ``largest`` are those of :func:`in_range`.
+    Problems in ``exclude`` are left out, so that the base model has never seen a problem of the splits.
     """
     rng = random.Random(f"arithmetic/{seed}/corpus")
     misconception = MISCONCEPTIONS[seed % 2]
-    ranges = [in_range(steps, largest)] * 5 + list(out_of_range(steps, largest).values())
+    ranges = [IN_RANGE] * 5 + list(OUT_OF_RANGE.values())
     made = 0
     while made < count:
         problem = generate(rng, rng.choice(ranges))

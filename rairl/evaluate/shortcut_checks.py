@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rairl.core.params import Params
-from rairl.core.stats import Estimate, bootstrap_mean, members_of, paired_difference, within_agreement, within_auroc
-from rairl.evaluate.best_of_n import AGGREGATORS, aggregate
+from rairl.core.stats import Estimate, bootstrap_mean, members_of, within_auroc
+from rairl.evaluate.best_of_n import aggregate
 from rairl.evaluate.candidates import questions
 from rairl.evaluate.first_error import first_error, suspicion
 from rairl.evaluate.pass_at_k import powers_of_two
 from rairl.evaluate.probability import probabilities
 from rairl.evaluate.probes import SEEN, corrupted, originals
 from rairl.evaluate.scores import Saved
-from rairl.evaluate.shaping import learned_sums, shaped
 from rairl.evaluate.shortcuts import (
     lucky,
     outcome_figures,
@@ -71,8 +70,6 @@ class ShortcutChecks:
             **self._swapped(),
             **self._pairs(),
             **self._variants(),
-            **self._shaping(),
-            **self._learned_shaping(),
             **self._choice(),
             **self._steps(),
         }
@@ -193,49 +190,6 @@ class ShortcutChecks:
             {name: [trace.question for trace, _ in found] for name, found in kept.items()},
             **self.sampling,
         )
-
-    def _shaping(self) -> dict[str, Estimate]:
-        traces = [trace for trace in self.traces if trace.steps]
-        reads = self.saved.steps(traces)
-        moved = shaped(traces, reads, self.params.seed)
-        keys, right = questions(traces), [bool(trace.correct) for trace in traces]
-        figures = {}
-        for how in AGGREGATORS:
-            before = self.saved.scores_by(traces, how)
-            after = [aggregate(row, before[at] if how == "last" else row[-1], how) for at, row in enumerate(moved)]
-            figures[f"audit.shaping.{how}.auroc_before"] = within_auroc(right, before, keys, **self.sampling)
-            figures[f"audit.shaping.{how}.auroc"] = within_auroc(right, after, keys, **self.sampling)
-            figures[f"audit.shaping.{how}.agreement"] = within_agreement(before, after, keys, **self.sampling)
-        wrong = [row for row, trace in enumerate(traces) if trace.first_error is not None]
-        groups = [keys[row] for row in wrong]
-        hits = [
-            [float(first_error(found[row], self.saved.locator) == traces[row].first_error) for row in wrong]
-            for found in (reads, moved)
-        ]
-        figures["audit.shaping.locate.exact_before"] = bootstrap_mean(hits[0], groups, **self.sampling)
-        figures["audit.shaping.locate.exact"] = bootstrap_mean(hits[1], groups, **self.sampling)
-        figures["audit.shaping.locate.change"] = paired_difference(hits[1], hits[0], groups, **self.sampling)
-        return figures
-
-    def _learned_shaping(self) -> dict[str, Estimate]:
-        """Form ``airl``: the reward g, and f with the potential that it was learned beside, summed over a trace."""
-        if self.model.params.form != "airl":
-            return {}
-        import torch
-
-        some = self._sample()
-        if not some:
-            return {}
-        with torch.no_grad():
-            reads = self.model.read(some)
-            sums = learned_sums(self.model.terms(reads).cpu(), reads.trace, self.model.params.discount)
-        right = [bool(trace.correct) for trace in some]
-        figures = {
-            f"audit.shaping.{name}.auroc": within_auroc(right, values, questions(some), **self.sampling)
-            for name, values in sums.items()
-        }
-        figures["audit.shaping.f.agreement"] = within_agreement(sums["g"], sums["f"], questions(some), **self.sampling)
-        return figures
 
     def _choice(self) -> dict[str, Estimate]:
         calibration = self.model.calibration

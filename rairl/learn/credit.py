@@ -8,28 +8,21 @@ from typing import Literal
 import numpy as np
 
 Rule = Literal["return", "difference", "min"]
-Baseline = Literal["group", "leave_one_out"]
 
 
-def group_advantages(rewards: np.ndarray, floor: float, baseline: Baseline = "group") -> np.ndarray:
-    """Rewards relative to their group (the samples of one prompt).
+def group_advantages(rewards: np.ndarray, floor: float) -> np.ndarray:
+    """Rewards relative to the mean of their group (the samples of one prompt; GRPO, Shao et al. 2024).
 
     Divided by max(std of the group, floor): a tiny standard deviation would amplify a weak discriminator's noise.
 
     Args:
-        rewards: shape ``(P, G)``; G is at least 2 for ``leave_one_out``.
+        rewards: shape ``(P, G)``.
         floor: smallest divisor, in units of the reward.
-        baseline: ``group``: the mean of the group (GRPO, Shao et al. 2024); ``leave_one_out``: the mean of the other
-            samples (RLOO, Ahmadian et al. 2024), which is independent of the sample and so leaves no bias.
 
     Returns:
         Shape ``(P, G)``; each row has mean 0.
     """
-    means = rewards.mean(axis=1, keepdims=True)
-    if baseline == "leave_one_out":
-        count = rewards.shape[1]
-        means = (count * means - rewards) / (count - 1)
-    return (rewards - means) / np.maximum(rewards.std(axis=1, keepdims=True), floor)
+    return (rewards - rewards.mean(axis=1, keepdims=True)) / np.maximum(rewards.std(axis=1, keepdims=True), floor)
 
 
 def returns_to_go(rewards: np.ndarray, discount: float) -> np.ndarray:
@@ -62,7 +55,7 @@ def increments(reads: np.ndarray) -> np.ndarray:
 
 
 def step_advantages(
-    groups: Sequence[Sequence[np.ndarray]], rule: Rule, discount: float, floor: float, baseline: Baseline = "group"
+    groups: Sequence[Sequence[np.ndarray]], rule: Rule, discount: float, floor: float
 ) -> list[list[np.ndarray]]:
     """One advantage per read, centred and scaled within the group of one prompt.
 
@@ -72,21 +65,16 @@ def step_advantages(
             of the increments; ``min``: the lowest increment from it to the end.
         discount: of rule ``return``, in [0, 1].
         floor: smallest divisor, in units of the reward; else the standard deviation over all reads of the group.
-        baseline: ``group``: the mean over all reads of the group; ``leave_one_out``: over all reads of the other
-            samples (at least 2 samples).
 
     Returns:
-        The shape of ``groups``; with baseline ``group`` the mean over all reads of a group is 0.
+        The shape of ``groups``; the mean over all reads of a group is 0.
     """
     results = []
     for group in groups:
         credits = [_credits(increments(reads), rule, discount) for reads in group]
         pooled = np.concatenate(credits)
         scale = max(float(pooled.std()), floor)
-        means = [pooled.mean()] * len(credits)
-        if baseline == "leave_one_out":
-            means = [(pooled.sum() - values.sum()) / (len(pooled) - len(values)) for values in credits]
-        results.append([(values - mean) / scale for values, mean in zip(credits, means, strict=True)])
+        results.append([(values - pooled.mean()) / scale for values in credits])
     return results
 
 

@@ -1,4 +1,4 @@
-"""How well the discriminator tells the classes apart, and what follows from it: pure functions of its logits."""
+"""How well the discriminator tells the classes apart: pure functions of its logits."""
 
 from __future__ import annotations
 
@@ -6,33 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-UPDATES_CAP = 4
-"""Updates per iteration stay within this many times their usual number."""
-
-
-def next_updates(current: int, accuracy: float, band: Sequence[float], base: int) -> int:
-    """Updates for the next iteration: more while the discriminator lags behind, fewer while it is ahead of the policy.
-
-    Args:
-        current: updates of this iteration.
-        accuracy: how often it was right.
-        band: lowest and highest wanted accuracy.
-        base: the usual number of updates.
-
-    Returns:
-        Twice as many below the band (at least 1, at most ``4 * base``), half as many above it (down to 0), else
-        ``base``.
-    """
-    low, high = band
-    if accuracy < low:
-        return min(UPDATES_CAP * base, max(1, 2 * current))
-    return current // 2 if accuracy > high else base
-
 
 def boundary(last: np.ndarray, positive: np.ndarray, objective: str) -> float:
     """The logit that parts the classes: 0 where the objective fixes it, else half-way between the classes' means.
 
-    'bce' makes the logit a log-odds of balanced classes; 'wgan' and 'relativistic' leave a constant free.
+    'bce' makes the logit a log-odds of balanced classes; 'relativistic' leaves a constant free.
 
     Args:
         last: logit of each trace, shape ``(N,)``.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,15 +18,11 @@ from rairl.core.traces import Trace
 from rairl.core.training_params import RewardParams
 from rairl.learn import distributed, objectives
 from rairl.learn.discriminator_batch import DiscriminatorBatch
-from rairl.learn.token_alignment import reads_of, unit_logprobs
-from rairl.models.reads import Memo, Reads, TokenReads, running_sum, split_reads
+from rairl.learn.token_alignment import reads_of
+from rairl.models.reads import Memo, Reads, TokenReads, split_reads
 from rairl.models.reward import RewardModel
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 T = TypeVar("T")
-Policy = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 
 
 @dataclass
@@ -35,41 +31,28 @@ class Discriminator:
 
     Attributes:
         model: the reward model.
-        policy: the policy as it moves, and its tokenizer; form ``airl`` asks them for log pi.
-        temperature: the one the policy samples at.
         memo: where reads of a frozen backbone are looked up.
         batch_tokens: padded size of a batch of completions that the loss is taken on.
     """
 
     model: RewardModel
     params: RewardParams
-    policy: Policy | None
-    temperature: float
     memo: Memo | None
     batch_tokens: int = 4096
 
-    def loss(self, batch: DiscriminatorBatch, seed: int) -> tuple[Tensor, np.ndarray]:
-        """This process's share of the loss (scalar), and the evidence on every trace (:meth:`evidence`).
-
-        Args:
-            seed: of the points at which the gradient penalty is taken.
-        """
+    def loss(self, batch: DiscriminatorBatch) -> tuple[Tensor, np.ndarray]:
+        """This process's share of the loss (scalar), and the evidence on every trace (:meth:`evidence`)."""
         own = _own_share(batch.traces)
         traces = [batch.traces[index] for index in own]
         reads = self.model.read(traces, memo=self.memo, batch_tokens=self.batch_tokens)
-        logits = self._logits(reads, traces)
+        logits = self.model.logits(reads)
         positive = torch.from_numpy(batch.positive[own])[reads.trace].to(logits.device)
         counted = self._counted([batch.since(index) for index in own], reads, traces).to(logits.device)
-        real, fake = positive & counted, ~positive & counted
-        expert, generated = self._losses(logits, real, fake, reads, traces)
+        expert, generated = self._losses(logits, positive & counted, ~positive & counted, reads, traces)
         loss = objectives.balanced(
             expert, generated, (distributed.total(len(expert)), distributed.total(len(generated)))
         )
-        if self.params.gradient_penalty:
-            rng = torch.Generator().manual_seed(seed)
-            penalty = objectives.gradient_penalty(self.model.head, reads.features[real], reads.features[fake], rng)
-            loss = loss + self.params.gradient_penalty * penalty.sum() / max(1, distributed.total(len(penalty)))
-        return loss, _in_order(own, self._last(logits, reads, len(traces)))
+        return loss, _in_order(own, _last(logits, reads, len(traces)))
 
     def _counted(self, since: Sequence[int], reads: Reads, traces: Sequence[Trace]) -> Tensor:
         """Whether each read counts, ``(R,)``, bool: it ends behind where its trace's class begins to be known."""
@@ -82,10 +65,7 @@ class Discriminator:
     def _losses(
         self, logits: Tensor, positive: Tensor, negative: Tensor, reads: Reads, traces: Sequence[Trace]
     ) -> objectives.Losses:
-        expert, generated = logits[positive], logits[negative]
-        if self.params.objective == "wgan":
-            return objectives.wgan(expert, generated)
-        smoothing = self.params.label_smoothing
+        expert, generated, smoothing = logits[positive], logits[negative], self.params.label_smoothing
         if self.params.objective == "bce":
             return objectives.bce(expert, generated, smoothing)
         number = {problem: index for index, problem in enumerate(dict.fromkeys(trace.problem for trace in traces))}
@@ -94,11 +74,11 @@ class Discriminator:
 
     @torch.no_grad()
     def evidence(self, traces: Sequence[Trace]) -> np.ndarray:
-        """The logit of each whole trace, ``(N,)``: its last one; in form ``airl`` the sum over its units."""
+        """The logit of each whole trace, ``(N,)``: its last one."""
 
         def judge(own: list[Trace]) -> list[float]:
             reads = self.model.read(own, memo=self.memo)
-            return self._last(self._logits(reads, own), reads, len(own)).tolist()
+            return _last(self.model.logits(reads), reads, len(own)).tolist()
 
         self.model.eval()
         return np.array(_in_shares(traces, judge))
@@ -107,23 +87,11 @@ class Discriminator:
         """Where the reward model reads each trace, and its logits there."""
         return _in_shares(traces, self.model.token_reads)
 
-    def _logits(self, reads: Reads, traces: Sequence[Trace]) -> Tensor:
-        """The logit whose sign is the decision on each read: shape ``(R,)``."""
-        if self.params.form == "logit":
-            return self.model.logits(reads)
-        if self.policy is None:
-            raise ValueError("reward.form 'airl' needs the policy: its discriminator is sigmoid(f - log pi)")
-        ends = reads_of(self.model, traces)
-        logprobs = unit_logprobs(*self.policy, traces, ends, temperature=self.temperature)
-        terms = self.model.terms(reads)
-        return objectives.airl_logits(
-            terms, reads.trace.to(terms.device), logprobs.to(terms.device), self.params.discount
-        )
 
-    def _last(self, logits: Tensor, reads: Reads, count: int) -> np.ndarray:
-        logits = logits.detach()
-        values = logits if self.params.form == "logit" else running_sum(logits, reads.trace)
-        return np.array([values[-1] for values in split_reads(values.double().cpu().numpy(), reads, count)])
+def _last(logits: Tensor, reads: Reads, count: int) -> np.ndarray:
+    """The last logit of each of ``count`` traces."""
+    values = logits.detach().double().cpu().numpy()
+    return np.array([values[-1] for values in split_reads(values, reads, count)])
 
 
 def _in_shares(traces: Sequence[Trace], compute: Callable[[list[Trace]], list[T]]) -> list[T]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +12,10 @@ import numpy as np
 from rairl.core.errors import RairlError
 from rairl.core.traces import Trace
 from rairl.core.training_params import RewardParams
-from rairl.learn.lengths import match_lengths
-from rairl.learn.replay import Replay
 from rairl.text.corrupt import perturb
 
 VARIANTS = 16
 """Different corruptions of one demonstration over a run."""
-POOL = 4
-"""Replayed traces to choose from, for each one that an update would draw, when lengths are matched."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,28 @@ class Corruptions:
         return self.made[key]
 
 
+class Replay:
+    """Past rollouts kept as negatives, or the reward would forget mistakes that the policy no longer makes.
+
+    A bounded first-in-first-out buffer.
+
+    Args:
+        capacity: traces kept; 0 keeps none.
+    """
+
+    def __init__(self, capacity: int, traces: Sequence[Trace] = ()) -> None:
+        self.traces: deque[Trace] = deque(traces, maxlen=capacity)
+
+    def add(self, traces: Sequence[Trace]) -> None:
+        """Append traces; the oldest make room."""
+        self.traces.extend(traces)
+
+    def draw(self, count: int, rng: random.Random, problems: Container[str] | None = None) -> list[Trace]:
+        """Up to ``count`` different traces, uniformly among all, or among those on the given problems."""
+        pool = [trace for trace in self.traces if problems is None or trace.problem in problems]
+        return rng.sample(pool, min(count, len(pool)))
+
+
 def compose(
     experts: Sequence[Trace],
     fresh: Sequence[Trace],
@@ -88,14 +107,10 @@ def compose(
     """
     drawn = [corruptions.draw(demo, rng) for demo in experts for _ in range(params.perturbations)]
     corrupted = [bad for bad in drawn if bad is not None]
-    match = params.length_control == "match"
     # A replayed rollout on a prompt without an expert would tell a comparison within prompts nothing.
     problems = {demo.problem for demo in experts} if params.objective == "relativistic" else None
-    replayed = replay.draw(len(experts) * (POOL if match else 1), rng, problems)
+    replayed = replay.draw(len(experts), rng, problems)
     rollouts = [(trace, "policy") for trace in fresh] + [(trace, "replay") for trace in replayed]
-    if match:
-        lengths = [len(trace.text) for trace, _ in rollouts]
-        rollouts = [rollouts[index] for index in match_lengths([len(demo.text) for demo in experts], lengths)]
     reviewed = rng.sample(list(labelled), min(len(experts), len(labelled))) if labelled else []
     if not rollouts and not corrupted and all(trace.first_error is None for trace in reviewed):
         raise RairlError("the reward has no negatives: set reward.perturbations, reward.replay_size or sample more")

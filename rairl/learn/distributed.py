@@ -13,10 +13,12 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from rairl.core.errors import RairlError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -35,12 +37,15 @@ def world() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def sharding() -> Literal["fsdp", "zero"] | None:
-    """What ``accelerate launch`` is configured to split weights, gradients and optimiser state by, if anything."""
-    if world()[1] == 1:
-        return None
-    kinds: tuple[tuple[str, Literal["fsdp", "zero"]], ...] = (("FSDP", "fsdp"), ("DEEPSPEED", "zero"))
-    return next((kind for name, kind in kinds if os.environ.get(f"ACCELERATE_USE_{name}") == "true"), None)
+def sharded() -> bool:
+    """Whether ``accelerate launch`` is configured to split weights, gradients and optimiser state by FSDP.
+
+    Raises:
+        RairlError: when it is configured for DeepSpeed.
+    """
+    if world()[1] > 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise RairlError("DeepSpeed is not supported; use configs/accelerate/fsdp.yaml")
+    return world()[1] > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 @cache

@@ -79,7 +79,6 @@ class Fit:
         batches: the batches of an epoch, the same at every call.
         rate: learning rate at a global step.
         evaluate: dev loss after an epoch; with it the best epoch's weights win.
-        patience: epochs without a better dev loss that end the training; None runs them all.
         micro_batch_tokens: tokens, padding included, that go through at once; None for the whole batch.
     """
 
@@ -88,7 +87,6 @@ class Fit:
     batches: Callable[[int], Sequence[Sequence[Example]]]
     rate: Callable[[int], float]
     evaluate: Callable[[PreTrainedModel], float] | None = None
-    patience: int | None = None
     micro_batch_tokens: int | None = None
 
 
@@ -123,8 +121,6 @@ def fit(
     step = int(history[-1]["batches"]) if history else 0
     bar.update(step)
     for epoch in range(len(history), plan.epochs):
-        if _stalled(history, plan.patience):
-            break
         row = {"step": epoch, **_epoch(plan, epoch, step, bar, pad_id, desc)}
         step = int(row["batches"])
         if plan.evaluate is not None:
@@ -142,11 +138,6 @@ def fit(
         model.load_state_dict(best)
     model.eval()
     return history
-
-
-def _stalled(history: Sequence[dict[str, float]], patience: int | None) -> bool:
-    losses = [row["dev/loss"] for row in history if "dev/loss" in row]
-    return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def _epoch(plan: Fit, epoch: int, first: int, bar: tqdm[None], pad_id: int, desc: str) -> dict[str, float]:
@@ -170,9 +161,9 @@ def _backward(learner: Learner, batch: Sequence[Example], pad_id: int, micro_bat
     """Gradient of this process's share of the batch's mean loss per token; returns the loss of all shares."""
     parts = _micro_batches(distributed.mine(batch), micro_batch_tokens)
     value = 0.0
-    for part, counts, last in learner.lockstep(parts, batch[:1]):
+    for part, counts in learner.lockstep(parts, batch[:1]):
         loss = lm_loss(learner.model, part, pad_id) * (supervised(part) / supervised(batch) * counts)
-        learner.backward(loss, last=last)
+        learner.backward(loss)
         value += loss.item()
     return distributed.total(value)
 

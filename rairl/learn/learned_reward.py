@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,18 @@ from rairl.core.errors import RairlError
 from rairl.core.traces import Trace, read_traces, write_traces
 from rairl.core.training_params import RewardParams
 from rairl.learn import distributed
-from rairl.learn.credit import Baseline, group_advantages, increments, step_advantages
-from rairl.learn.diagnostics import boundary, discriminator_metrics, hits, next_updates, reward_metrics
-from rairl.learn.discriminator import Discriminator, Policy
-from rairl.learn.discriminator_batch import Corruptions, compose, switched
+from rairl.learn.credit import group_advantages, step_advantages
+from rairl.learn.diagnostics import boundary, discriminator_metrics, reward_metrics
+from rairl.learn.discriminator import Discriminator
+from rairl.learn.discriminator_batch import Corruptions, Replay, compose
 from rairl.learn.learner import Learner, adamw_of, rates
-from rairl.learn.lengths import centre_lengths
-from rairl.learn.replay import Replay
 from rairl.learn.rewards import Batch, Metrics, spread
 from rairl.learn.rollouts import character_ends
-from rairl.learn.scorer import LaggingCopy, RunningStd
 from rairl.learn.sharding import reward_learner
 from rairl.learn.token_alignment import spread_reads
 from rairl.models.reads import Memo
 from rairl.models.reward import RewardModel
 
-PROBE = 8
-"""Rollouts that tell the accuracy while the discriminator pauses."""
 HELD_OUT = 32
 """Most held-out experts, and as many trained-on ones, that tell how much is memorised."""
 
@@ -52,14 +46,10 @@ class LearnedReward:
         model: the reward model.
         demos: expert traces.
         floor: smallest divisor of advantages.
-        baseline: what a sample's reward is compared with: ``group`` or ``leave_one_out``.
         held_out: expert traces that are never trained on, to measure memorisation.
         labelled: traces whose first wrong step a reviewer marked, to learn from.
-        policy: the policy as it moves, and its tokenizer; needed by form ``airl``.
-        temperature: the one the policy samples at.
         iterations: of the policy, after the warm-up; the learning rate's schedule ends with them.
         replay: past rollouts.
-        updates: updates in the next iteration.
         done: updates taken so far.
         seen: the policy's latest batch.
     """
@@ -69,19 +59,13 @@ class LearnedReward:
     params: RewardParams
     floor: float
     seed: int
-    baseline: Baseline = "group"
     held_out: Sequence[Trace] = ()
     labelled: Sequence[Trace] = ()
-    policy: Policy | None = None
-    temperature: float = 1.0
     iterations: int = 0
     replay: Replay = field(init=False)
     corruptions: Corruptions = field(init=False)
     learner: Learner = field(init=False)
     discriminator: Discriminator = field(init=False)
-    lagging: LaggingCopy | None = field(init=False)
-    running: RunningStd = field(init=False)
-    updates: int = field(init=False)
     done: int = field(init=False, default=0)
     seen: list[Trace] = field(init=False, default_factory=list)
 
@@ -91,34 +75,20 @@ class LearnedReward:
         self.learner = reward_learner(self.model, adamw_of(self.params))
         steps = self.params.warmup_updates + self.iterations * self.params.updates_per_iteration
         self.rate = rates(self.params, self.params.learning_rate_warmup, steps)
-        self.discriminator = Discriminator(self.model, self.params, self.policy, self.temperature, self._new_memo())
-        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        self.lagging = LaggingCopy(trained, self.params.ema) if self.params.ema else None
-        self.running = RunningStd()
-        self.updates = self.params.updates_per_iteration
+        self.discriminator = Discriminator(self.model, self.params, self._new_memo())
 
     def _new_memo(self) -> Memo | None:
         return Memo() if self.params.train == "head" else None
 
-    @contextmanager
-    def scoring(self) -> Iterator[None]:
-        """The model with the weights that score and that are worth saving: the lagging copy, if there is one."""
-        if self.lagging is None:
-            yield
-        else:
-            with self.lagging.swapped_in():
-                yield
-
     # --- credit -----------------------------------------------------------------------------------------------------
 
     def advantages(self, batch: Batch) -> tuple[list[np.ndarray], Metrics]:
-        """Advantages by ``reward.credit`` from the logits of the weights that score, before they learn from the batch.
+        """Advantages by ``reward.credit``, before the model learns from the batch.
 
-        The metrics are of the reads as they come: neither clipped nor scaled.
+        The metrics are of the reads as they come, not clipped.
         """
         self.seen = batch.traces
-        with self.scoring():
-            reads = self.discriminator.reads(batch.traces)
+        reads = self.discriminator.reads(batch.traces)
         per_trace = [one.logits for one in reads]
         last = np.array([values[-1] for values in per_trace]).reshape(-1, batch.group)
         lengths = np.array([len(item.ids) for item in batch.completions], dtype=float).reshape(last.shape)
@@ -128,31 +98,15 @@ class LearnedReward:
             per_trace = [values.clip(-self.params.clip, self.params.clip) for values in per_trace]
         rule = self.params.credit
         if rule == "mean" or rule == "last":
-            return spread(self._trace_advantages(per_trace, lengths), batch.completions), metrics
-        scale = self._scale(np.concatenate([increments(values) for values in per_trace]))
-        per_trace = [values / scale for values in per_trace]
+            rewards = np.array([one[-1] if rule == "last" else one.mean() for one in per_trace]).reshape(last.shape)
+            return spread(group_advantages(rewards, self.floor).ravel(), batch.completions), metrics
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
-        by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
+        by_group = step_advantages(groups, rule, self.params.discount, self.floor)
         flat = [values for group in by_group for values in group]
         ends = character_ends(batch.tokenizer, [completion.ids for completion in batch.completions])
         return [
             spread_reads(values, read.ends, tokens) for values, read, tokens in zip(flat, reads, ends, strict=True)
         ], metrics
-
-    def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
-        """One advantage per trace, from its last or its mean read: lengths are ``(P, G)``, the result ``(P * G,)``."""
-        rewards = np.array([one[-1] if self.params.credit == "last" else one.mean() for one in per_trace])
-        rewards = (rewards / self._scale(rewards)).reshape(lengths.shape)
-        if self.params.length_control == "centre":
-            rewards = centre_lengths(rewards, lengths)
-        return group_advantages(rewards, self.floor, self.baseline).ravel()
-
-    def _scale(self, rewards: np.ndarray) -> float:
-        """What rewards are divided by: their standard deviation over all iterations so far, this one included."""
-        if not self.params.normalise:
-            return 1.0
-        self.running.add(rewards)
-        return self.running.std or 1.0
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -163,30 +117,13 @@ class LearnedReward:
             on_update(self.update([], f"warmup/{update}"))
 
     def learn(self, iteration: int, rollout: Rollout) -> Metrics:
-        """The iteration's updates, each with fresh rollouts on the demonstrations it draws.
-
-        With ``reward.accuracy_band`` the accuracy on rollouts not yet learned from sets the next iteration's number of
-        updates; while that is 0, a few rollouts go on measuring it, so that learning can come back.
-        """
+        """The iteration's updates, each with fresh rollouts on the demonstrations it draws."""
         metrics: Metrics = {}
-        band = self.params.accuracy_band
-        for update in range(self.updates):
+        for update in range(self.params.updates_per_iteration):
             key = f"{iteration}/{update}"
-            experts = self._draw(key)
-            fresh = self._fresh(experts, rollout, key, f"learn{update}-")
-            if band is not None and update == 0:
-                metrics["discriminator/accuracy"] = self._accuracy(experts, fresh)
+            fresh = self._fresh(self._draw(key), rollout, key, f"learn{update}-")
             metrics |= self.update(fresh, key)
             self.replay.add(fresh)
-        if band is None:
-            return metrics
-        if self.updates == 0:
-            key = f"{iteration}/probe"
-            experts = self._draw(key)[:PROBE]
-            metrics["discriminator/accuracy"] = self._accuracy(experts, self._fresh(experts, rollout, key, "probe-"))
-        metrics["discriminator/updates"] = float(self.updates)
-        base = self.params.updates_per_iteration
-        self.updates = next_updates(self.updates, metrics["discriminator/accuracy"], band, base)
         return metrics
 
     def _draw(self, key: str) -> list[Trace]:
@@ -211,18 +148,16 @@ class LearnedReward:
         batch = compose(experts, fresh, self.replay, self.corruptions, self.params, rng, self.labelled)
         self.learner.model.train()
         torch.manual_seed(rng.getrandbits(31))
-        loss, last = self._learning().loss(batch, seed=self.done)
+        loss, last = self._learning().loss(batch)
         value = distributed.total(loss.item())
         if not np.isfinite(value):
             raise RairlError(f"the reward's loss is {value} at update {key}; lower reward.learning_rate")
         self.learner.zero_grad()
-        self.learner.backward(loss, last=True)
+        self.learner.backward(loss)
         norm = self.learner.step(self.rate(self.done))
         if not np.isfinite(norm):
             raise RairlError(f"the reward's gradient is {norm} at update {key}; lower reward.learning_rate")
         self.done += 1
-        if self.lagging is not None:
-            self.lagging.update()
         border = boundary(last, batch.positive, self.params.objective)
         metrics = {"discriminator/loss": value, "discriminator/grad_norm": norm}
         metrics |= discriminator_metrics(
@@ -240,13 +175,6 @@ class LearnedReward:
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
-    def _accuracy(self, experts: Sequence[Trace], fresh: Sequence[Trace]) -> float:
-        """Share of experts and share of rollouts on the right side, averaged."""
-        positive = np.array([True] * len(experts) + [switched(trace, self.params) for trace in fresh])
-        last = self.discriminator.evidence([*experts, *fresh])
-        right = hits(last, positive, boundary(last, positive, self.params.objective))
-        return float(right[: len(experts)].mean() + right[len(experts) :].mean()) / 2
-
     def _memorisation(self, experts: Sequence[Trace], border: float, key: str) -> Metrics:
         """Accuracy on held-out experts, and by how much that on as many experts of the update exceeds it."""
         count = min(HELD_OUT, len(self.held_out), len(experts))
@@ -262,7 +190,7 @@ class LearnedReward:
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def state(self, folder: Path) -> dict[str, Any]:
-        """Weights that learn and their lagging copy, optimiser, replay buffer, scale of the reward, and counts.
+        """Weights that learn, optimiser, replay buffer, and the count of updates.
 
         The memo starts afresh with every checkpoint: what is in it decides which traces share a batch, and with that
         the last digits of their features, so a resumed run must not differ in it from one that went on.
@@ -271,10 +199,7 @@ class LearnedReward:
         write_traces(folder / "replay.jsonl", unique_ids(self.replay.traces))
         return {
             "weights": self.model.learned_state(),
-            "lagging": {} if self.lagging is None else self.lagging.values,
             "optimizers": self.learner.state(),
-            "running": self.running.state(),
-            "updates": self.updates,
             "done": self.done,
         }
 
@@ -282,12 +207,9 @@ class LearnedReward:
         """Load what :meth:`state` kept."""
         self.discriminator.memo = self._new_memo()
         self.model.load_state_dict(state["weights"], strict=False)
-        if self.lagging is not None:
-            self.lagging.load(state["lagging"])
         self.learner.restore(state["optimizers"])
         self.replay = Replay(self.params.replay_size, read_traces(folder / "replay.jsonl", allow_empty=True))
-        self.running = RunningStd(*state["running"])
-        self.updates, self.done = state["updates"], state["done"]
+        self.done = state["done"]
 
 
 def unique_ids(traces: Iterable[Trace]) -> list[Trace]:

@@ -1,9 +1,9 @@
 """The optimiser steps of a model, whose weights, gradients and optimiser state may be sharded over the processes.
 
 Whoever generates, scores or saves uses the model itself, which every process holds whole. Only the update reads with
-:attr:`Learner.model`. Without sharding the two are one. With it (FSDP, DeepSpeed ZeRO) the second is a twin or a copy
-whose trained weights are split, and the weights that a step has changed are gathered into the first one: as where a
-separate engine generates and is given the new weights after each step. What is frozen is never split.
+:attr:`Learner.model`. Without sharding the two are one. With it (FSDP) the second is a twin whose trained weights
+are split, and the weights that a step has changed are gathered into the first one: as where a separate engine generates
+and is given the new weights after each step. What is frozen is never split.
 """
 
 from __future__ import annotations
@@ -44,25 +44,21 @@ class Learner:
         """Forget the gradients."""
         self.model.zero_grad(set_to_none=True)
 
-    def lockstep(self, parts: Sequence[T], spare: T) -> Iterator[tuple[T, bool, bool]]:
-        """This process's micro-batches, each with whether it counts and whether it is the last one.
+    def lockstep(self, parts: Sequence[T], spare: T) -> Iterator[tuple[T, bool]]:
+        """This process's micro-batches, each with whether it counts.
 
         Args:
             spare: a micro-batch that stands in, without counting, where sharding asks for as many as others have.
         """
-        count = len(parts) + self._missing(len(parts))
-        for at in range(count):
-            yield parts[at] if at < len(parts) else spare, at < len(parts), at == count - 1
+        missing = self._missing(len(parts))  # asked before any process is ahead
+        yield from ((part, True) for part in parts)
+        yield from ((spare, False) for _ in range(missing))
 
     def _missing(self, count: int) -> int:
         return 0
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of a micro-batch's share of the loss.
-
-        Args:
-            last: whether it is the last one before :meth:`step`.
-        """
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch's share of the loss."""
         loss.backward()
 
     def step(self, rate: float) -> float:
@@ -109,8 +105,8 @@ def adamw_of(params: PolicyParams | RewardParams) -> Callable[[nn.Module], Optim
     """
     kind: Any = torch.optim.AdamW
     if params.optimizer == "paged_adamw_8bit":
-        if distributed.sharding() is not None:
-            raise RairlError("optimizer 'paged_adamw_8bit' can't be sharded: use 'adamw', or no FSDP and no DeepSpeed")
+        if distributed.sharded():
+            raise RairlError("optimizer 'paged_adamw_8bit' can't be sharded: use 'adamw', or no FSDP")
         if find_spec("bitsandbytes") is None:
             raise RairlError(
                 "optimizer 'paged_adamw_8bit' needs bitsandbytes, which is not installed: "

@@ -7,7 +7,7 @@ shares of several processes add up to the loss of the whole.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rairl.core.traces import EXPERT, GENERATED
@@ -30,19 +30,6 @@ def bce(expert: Tensor, generated: Tensor, smoothing: float = 0.0) -> Losses:
         Losses in nats, shapes ``(E,)`` and ``(N,)``.
     """
     return _cross_entropy(expert, abs(EXPERT - smoothing)), _cross_entropy(generated, abs(GENERATED - smoothing))
-
-
-def wgan(expert: Tensor, generated: Tensor) -> Losses:
-    """The critic's loss of the Wasserstein GAN (Arjovsky et al. 2017), to be used under a Lipschitz bound.
-
-    Args:
-        expert: values of expert reads, shape ``(E,)``.
-        generated: values of generated reads, shape ``(N,)``.
-
-    Returns:
-        Minus and plus the values, shapes ``(E,)`` and ``(N,)``.
-    """
-    return -expert, generated
 
 
 def relativistic(
@@ -89,52 +76,6 @@ def balanced(expert: Tensor, generated: Tensor, totals: tuple[float, float] | No
     """
     experts, others = totals or (len(expert), len(generated))
     return 0.5 * (expert.sum() / max(experts, 1) + generated.sum() / max(others, 1))
-
-
-def airl_logits(terms: Tensor, trace: Tensor, logprobs: Tensor, discount: float) -> Tensor:
-    """Logit of AIRL's discriminator D = e^f / (e^f + pi) for each unit (Fu et al. 2018, equations 4 and 6).
-
-    f_k = g_k + discount * h_k - h_{k-1} for the unit that ends at read k. The gauge, which the data can't fix: h is 0
-    before the first read and at the last one, so over a whole trace (discount 1) f adds up to g.
-
-    Args:
-        terms: g and h at every read, shape ``(R, 2)``.
-        trace: the trace each read belongs to, ascending, shape ``(R,)``.
-        logprobs: log-probability of each unit under the current policy given what stands before it, in nats, shape
-            ``(R,)``; no gradient flows into it.
-        discount: gamma.
-
-    Returns:
-        f - log pi, shape ``(R,)``.
-    """
-    g, h = terms.unbind(-1)
-    edge = torch.ones(1, dtype=torch.bool, device=trace.device)
-    border = trace[1:] != trace[:-1]
-    after = h.masked_fill(torch.cat([border, edge]), 0.0)
-    before = after.roll(1).masked_fill(torch.cat([edge, border]), 0.0)
-    return g + discount * after - before - logprobs.detach()
-
-
-def gradient_penalty(head: nn.Module, real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
-    """(|gradient| - 1)^2 at random points between real and fake inputs (Gulrajani et al. 2017, equation 3).
-
-    Args:
-        head: from inputs ``(B, F)`` to values ``(B, 1)``; of several values the sum's gradient is taken.
-        real: inputs of expert reads, shape ``(E, F)``; each is joined with a random fake one.
-        fake: inputs of generated reads, shape ``(N, F)``.
-        rng: source of the pairs and of the points between them; on the CPU.
-
-    Returns:
-        One penalty per expert read, shape ``(E,)``, differentiable with respect to the head; empty when N is 0.
-    """
-    if not len(fake):
-        return real.new_zeros(0)
-    partner = torch.randint(len(fake), (len(real),), generator=rng).to(real.device)
-    share = torch.rand(len(real), 1, generator=rng).to(real.device)
-    points = torch.lerp(fake.detach()[partner], real.detach(), share).requires_grad_()
-    (gradient,) = torch.autograd.grad(head(points).sum(), points, create_graph=True)
-    # Not torch.norm: its gradient at 0 is no number, and a head of zeros starts there.
-    return ((gradient.square().sum(-1) + 1e-12).sqrt() - 1).square()
 
 
 def _cross_entropy(logits: Tensor, target: float) -> Tensor:

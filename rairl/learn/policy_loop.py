@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from rairl.learn import checkpoints
 from rairl.learn.collapse_guard import MAX_ROLLBACKS, begun, collapse
 from rairl.learn.distributed import by_first
 from rairl.learn.learner import adamw_of, rates
-from rairl.learn.policy_step import adapted_kl_weight, policy_step
+from rairl.learn.policy_step import policy_step
 from rairl.learn.rewards import Batch
 from rairl.learn.rollouts import Completion, sample_together, to_traces
 from rairl.learn.sharding import language_learner
@@ -38,7 +37,6 @@ from rairl.learn.sharding import language_learner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rairl.learn.engine import Engine
     from rairl.learn.rewards import Metrics, Reward
 
 
@@ -59,7 +57,6 @@ class PolicyLoop:
         on_metrics: called with (iteration, metrics) for each iteration, those before a resume included.
         after_iteration: called with the number of iterations done, for those done now; what it returns (scores on dev)
             joins the iteration's metrics.
-        engine: samples the rollouts in the policy's place, and gets its weights after every step; None: it does.
         guard: when to stop or go back, and which; None never does.
         start: what :attr:`after_iteration` would have given before the first iteration; the guard compares with it.
         done: iterations behind the present weights.
@@ -78,7 +75,6 @@ class PolicyLoop:
     rollouts: Path | None
     on_metrics: Callable[[int, Metrics], None]
     after_iteration: Callable[[int], Metrics] = lambda done: {}
-    engine: Engine | None = None
     guard: GuardParams | None = None
     start: Metrics = field(default_factory=dict)
     done: int = field(init=False, default=0)
@@ -88,7 +84,6 @@ class PolicyLoop:
     def __post_init__(self) -> None:
         self.learner = language_learner(self.policy, adamw_of(self.params))
         self.rate = rates(self.params, self.params.warmup_iterations, self.params.iterations)
-        self.kl_weight = self.params.kl
         self.good: int | None = None
 
     @property
@@ -109,7 +104,6 @@ class PolicyLoop:
         """
         self.resume()
         if self.good is None:
-            self.sync()  # also before the first step: the weights in 4 bits are not quite those in the folder
             self.save()
         bar = tqdm(desc=desc, unit="it", initial=self.done, total=self.params.iterations)
         while self.done < self.params.iterations:
@@ -151,11 +145,7 @@ class PolicyLoop:
             advantages,
             self.params,
             rate=self.rate(self.done) * 0.5**self.rollbacks,
-            kl=self.kl_weight,
         )
-        self.sync()
-        if self.params.kl_target is not None:
-            self.kl_weight = adapted_kl_weight(self.kl_weight, metrics["policy/kl"], self.params.kl_target)
         if self.rollouts is not None:
             file = self.rollouts / f"iteration-{self.done:05d}.jsonl"
             by_first(lambda: write_traces(file, traces))
@@ -181,8 +171,8 @@ class PolicyLoop:
     def rollout(self, prompts: Sequence[Trace], n: int, key: str, tag: str) -> tuple[list[Completion], list[Trace]]:
         """Sample ``n`` completions for each prompt from the current policy."""
         seed = random.Random(f"{self.seed}/{key}/{self.position}").getrandbits(31)
-        draw = partial(sample_together, self.policy) if self.engine is None else self.engine.sample
-        completions = draw(
+        completions = sample_together(
+            self.policy,
             self.tokenizer,
             [prompt.problem for prompt in prompts],
             n=n,
@@ -193,11 +183,6 @@ class PolicyLoop:
         meta = {"step": self.done, "seed": seed}
         return completions, to_traces(completions, prompts, self.tokenizer, source="policy", tag=tag, meta=meta)
 
-    def sync(self) -> None:
-        """Give the engine, if there is one, the policy's weights."""
-        if self.engine is not None:
-            self.engine.sync(self.policy)
-
     # --- guard ------------------------------------------------------------------------------------------------------
 
     def guarded(self) -> str | None:
@@ -205,8 +190,7 @@ class PolicyLoop:
         if self.guard is None or self.guard.action == "off":
             return None
         self.history[-1]["guard/rollbacks"] = self.rollbacks
-        guard = self.guard
-        reason = by_first(lambda: collapse(self.history, guard, self.start))
+        reason = by_first(lambda: collapse(self.history, self.start))
         if reason is None:
             return None
         action = "stop" if self.rollbacks == MAX_ROLLBACKS else self.guard.action
@@ -230,11 +214,10 @@ class PolicyLoop:
     def sound(self) -> bool:
         """Whether nothing speaks against the present weights. Where dev problems are counted now and then, only a count
         tells: between two of them a policy can be lost unseen."""
-        guard = self.guard
-        if guard is None:
+        if self.guard is None:
             return True
         counted = "dev/correct" not in self.start or not self.history or "dev/correct" in self.history[-1]
-        return counted and not by_first(lambda: begun(self.history, guard, self.start))
+        return counted and not by_first(lambda: begun(self.history, self.start))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -250,7 +233,6 @@ class PolicyLoop:
                 "good": self.good,
                 "policy": trained_weights(self.policy),
                 "optimizers": optimizers,
-                "kl_weight": self.kl_weight,
                 "reward": self.reward.state(folder),
                 "history": json.dumps(self.history),
                 "events": json.dumps(self.events),
@@ -271,9 +253,8 @@ class PolicyLoop:
         """Inverse of what :meth:`save` kept."""
         self.policy.load_state_dict(state["policy"], strict=False)
         self.learner.restore(state["optimizers"])
-        self.sync()
         self.reward.restore(state["reward"], folder)
-        self.done, self.good, self.kl_weight = state["done"], state["good"], state["kl_weight"]
+        self.done, self.good = state["done"], state["good"]
         self.history, self.events = json.loads(state["history"]), json.loads(state["events"])
 
 

@@ -14,16 +14,12 @@ from rairl.core.training_params import PolicyParams
 from rairl.learn.distributed import mine, total
 from rairl.learn.learner import Learner
 from rairl.learn.rollouts import Completion
-from rairl.models.likelihood import tempered
 from rairl.models.reading import SharedPrompts, batches_by_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rairl.learn.rewards import Metrics
-
-
-# --- the policy loop -------------------------------------------------------------------------------------------------
 
 
 class LossSums(NamedTuple):
@@ -42,9 +38,8 @@ def policy_loss(
     *,
     temperature: float,
     kl: float,
-    entropy: float = 0.0,
 ) -> LossSums:
-    """Policy-gradient loss with a KL penalty and an entropy bonus.
+    """Policy-gradient loss with a KL penalty.
 
     The samples are from the current policy, so the importance ratio is 1 and needs no clipping. KL(policy || reference)
     is estimated per token by exp(d) - d - 1 with d = log ref - log policy (Schulman 2020: unbiased, never negative).
@@ -54,7 +49,6 @@ def policy_loss(
         rows: ``B`` completions of ``T - 1`` tokens at most, with their prompts.
         advantages: ``(B, T)``, one per token of ``rows.tails``; NaN on the prompt's token and on padding.
         kl: weight of the penalty in the loss.
-        entropy: weight of the bonus in the loss.
     """
     taken = ~advantages.isnan()
     before = taken.flatten().nonzero().squeeze(-1) - 1  # the place that each token was drawn from
@@ -62,7 +56,8 @@ def policy_loss(
     def logprobs_of(it: nn.Module) -> Tensor:
         """Log-probabilities of the whole vocabulary at each completion token: ``(N, V)``."""
         logits = rows.read(it).logits.flatten(0, 1).index_select(0, before).float()
-        return tempered(logits, temperature).log_softmax(-1)
+        # At temperature 1 the very same: a copy of all logits takes time.
+        return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
 
     drawn = rows.tails[taken][:, None]
     distribution = logprobs_of(model)
@@ -71,26 +66,15 @@ def policy_loss(
         expected = logprobs_of(reference).gather(-1, drawn).squeeze(-1)
     difference = expected - logprobs
     divergence = (difference.exp() - difference - 1).sum()
-    with torch.set_grad_enabled(entropy > 0):
-        bonus = token_entropy(distribution).sum()
-    loss = -(advantages[taken] * logprobs).sum() + kl * divergence - entropy * bonus
-    return LossSums(loss, divergence.detach(), bonus.detach())
+    with torch.no_grad():
+        entropy = token_entropy(distribution).sum()
+    loss = -(advantages[taken] * logprobs).sum() + kl * divergence
+    return LossSums(loss, divergence.detach(), entropy)
 
 
 def token_entropy(logprobs: Tensor) -> Tensor:
     """Entropy in nats of each of ``(N, V)`` log-probabilities: ``(N,)``."""
     return -torch.linalg.vecdot(logprobs.exp(), logprobs)
-
-
-def adapted_kl_weight(weight: float, kl: float, target: float) -> float:
-    """The KL weight after an iteration, so that the KL settles at ``target`` (Ziegler et al. 2019, section 2.2).
-
-    A proportional controller on the log of the weight: 10 % of the relative error, which is clipped to +-0.2.
-
-    Args:
-        kl: measured in the iteration, in nats per token like ``target``.
-    """
-    return weight * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
 
 
 def policy_step(
@@ -101,14 +85,12 @@ def policy_step(
     params: PolicyParams,
     *,
     rate: float,
-    kl: float,
 ) -> Metrics:
     """One optimiser step on all completions, in micro-batches; the loss is a mean over completion tokens.
 
     Args:
         learner: of the policy.
         rate: learning rate.
-        kl: weight of the KL penalty.
 
     Raises:
         RairlError: when an advantage, the loss or the gradient is not a number; the weights are left as they were.
@@ -123,7 +105,7 @@ def policy_step(
     batches = [[share[at] for at in batch] for batch in batches_by_length(lengths, params.micro_batch_tokens)]
     learner.zero_grad()
     sums = np.zeros(3)
-    for chosen, counts, last in learner.lockstep(batches, [0]):
+    for chosen, counts in learner.lockstep(batches, [0]):
         items = [completions[index] for index in chosen]
         rows = SharedPrompts.of([item.prompt_ids for item in items], [item.ids for item in items], 0, device)
         values = torch.full(rows.tails.shape, float("nan"))
@@ -135,10 +117,9 @@ def policy_step(
             rows,
             values.to(device),
             temperature=params.temperature,
-            kl=kl,
-            entropy=params.entropy,
+            kl=params.kl,
         )
-        learner.backward(parts.loss / tokens if counts else parts.loss * 0, last=last)
+        learner.backward(parts.loss / tokens if counts else parts.loss * 0)
         sums += [part.item() * counts for part in parts]
     loss, divergence, entropy = (total(value) / tokens for value in sums)
     norm = learner.step(rate) if np.isfinite(loss) else loss
@@ -147,7 +128,6 @@ def policy_step(
     return {
         "policy/loss": loss,
         "policy/kl": divergence,
-        "policy/kl_weight": kl,
         "policy/entropy": entropy,
         "policy/grad_norm": norm,
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from rairl.core.traces import Trace
-from rairl.learn.credit import Baseline, group_advantages
+from rairl.learn.credit import group_advantages
 from rairl.learn.rollouts import Completion
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class Reward(Protocol):
 class OutcomeReward:
     """1 for a right answer, else 0: the GRPO baseline (Shao et al. 2024), an upper reference that needs answers."""
 
-    def __init__(self, floor: float, baseline: Baseline = "group") -> None:
-        self.floor, self.baseline = floor, baseline
+    def __init__(self, floor: float) -> None:
+        self.floor = floor
 
     def advantages(self, batch: Batch) -> tuple[list[np.ndarray], Metrics]:
         """The group-relative outcome, the same for every token."""
         rewards = np.array([float(bool(trace.correct)) for trace in batch.traces]).reshape(-1, batch.group)
-        values = group_advantages(rewards, self.floor, self.baseline).ravel()
+        values = group_advantages(rewards, self.floor).ravel()
         return spread(values, batch.completions), {"reward/mean": float(rewards.mean())}
 
     def learn(self, iteration: int, rollout: Callable[[Sequence[Trace], str], list[Trace]]) -> Metrics:

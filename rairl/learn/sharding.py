@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +15,6 @@ from rairl.learn.learner import MAX_NORM, Learner, trained
 from rairl.models.policy import checkpoint_gradients
 
 if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
     from rairl.learn.learner import Optimizers
     from rairl.models.reward import RewardModel
 
@@ -31,13 +28,8 @@ def language_learner(model: nn.Module, make: Callable[[nn.Module], Optimizers]) 
     Raises:
         RairlError: for a configuration that can't be followed.
     """
-    kind = distributed.sharding()
-    if kind is None:
+    if not distributed.sharded():
         return Learner(model, make(model))
-    if kind == "zero":
-        if find_spec("deepspeed") is None:
-            raise RairlError("DeepSpeed is no dependency of rairl; pip install deepspeed, or use FSDP")
-        return Zero(model, make)
     twin = _twin(model)
     return Fsdp(model, twin, make, twin)
 
@@ -48,14 +40,8 @@ def reward_learner(model: RewardModel, make: Callable[[nn.Module], Optimizers]) 
     Raises:
         RairlError: for a configuration that can't be followed.
     """
-    kind = distributed.sharding()
-    if kind is None or model.params.train == "head":
+    if not distributed.sharded() or model.params.train == "head":
         return Learner(model, make(model))
-    if kind == "zero":
-        raise RairlError(
-            f"DeepSpeed shards one whole model, and a reward that learns by reward.train {model.params.train!r} is a "
-            "body and a head; use configs/accelerate/fsdp.yaml, or reward.train: head"
-        )
     twin = _twin(model)
     return Fsdp(model, twin, make, twin.backbone if twin.adapter is None else twin.adapter)
 
@@ -65,19 +51,7 @@ def _twin(model: nn.Module) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
-class _Sharded(Learner):
-    """What both kinds of sharding have in common: ``whole`` is the model that everybody else uses."""
-
-    def __init__(self, whole: nn.Module, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        super().__init__(model, optimizers)
-        self.whole = whole
-
-    def _missing(self, count: int) -> int:
-        # As many micro-batches in every process, because each layer's weights come from all of them.
-        return max(distributed.gather([count])) - count
-
-
-class Fsdp(_Sharded):
+class Fsdp(Learner):
     """PyTorch's fully sharded data parallelism (FSDP2; Zhao et al. 2023), one group per layer.
 
     Args:
@@ -91,9 +65,14 @@ class Fsdp(_Sharded):
         self, whole: nn.Module, twin: nn.Module, make: Callable[[nn.Module], Optimizers], body: nn.Module
     ) -> None:
         _fully_shard(body)
-        super().__init__(whole, twin, make(twin))
+        super().__init__(twin, make(twin))
+        self.whole = whole
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def _missing(self, count: int) -> int:
+        # As many micro-batches in every process, because each layer's weights come from all of them.
+        return max(distributed.gather([count])) - count
+
+    def backward(self, loss: Tensor) -> None:
         """Add the gradients. FSDP takes the mean over the processes, and losses are parts of a sum."""
         (loss * distributed.world()[1]).backward()
 
@@ -193,95 +172,3 @@ def _fully_shard(body: nn.Module) -> None:
         if type(module).__name__ in body._no_split_modules:
             fully_shard(module, **settings)
     fully_shard(body, **settings)
-
-
-class Zero(_Sharded):
-    """DeepSpeed's ZeRO (Rajbhandari et al. 2020): stage 2 splits gradients and optimiser state, stage 3 weights, too.
-
-    Args:
-        whole: the model that everybody else uses; the engine has a copy.
-        make: gives the optimisers of a model, of which there is one.
-    """
-
-    def __init__(self, whole: nn.Module, make: Callable[[nn.Module], Optimizers]) -> None:
-        self.make = make
-        self.engine = self._engine(whole)
-        super().__init__(whole, self.engine, self.optimizers)
-
-    def _engine(self, whole: nn.Module) -> DeepSpeedEngine:
-        import deepspeed
-        from accelerate.utils import DeepSpeedPlugin
-
-        model = copy.deepcopy(whole)
-        self.optimizers = self.make(model)
-        [optimizer] = self.optimizers
-        self.groups = optimizer.state_dict()["param_groups"]
-        self.weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        plugin = DeepSpeedPlugin().deepspeed_config
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,  # losses are divided by counts already
-            "gradient_clipping": MAX_NORM,
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": next(whole.parameters()).dtype == torch.bfloat16},
-            "zero_optimization": plugin["zero_optimization"],
-        }
-        return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
-
-    def zero_grad(self) -> None:
-        """Nothing: the engine forgets its gradients with each step."""
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients. DeepSpeed takes the mean over the processes, and losses are parts of a sum."""
-        self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * distributed.world()[1])
-        if not last:
-            self.engine.step()  # counts the micro-batch
-
-    def step(self, rate: float) -> float:
-        """Clip and step, which DeepSpeed does at once: a norm that is not a number has reached the weights."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        self.engine.step()
-        self._publish()
-        return float(self.engine.get_global_grad_norm())
-
-    @torch.no_grad()
-    def _publish(self) -> None:
-        from deepspeed.runtime.zero import GatheredParameters
-
-        for whole, split in zip(trained(self.whole), trained(self.engine.module), strict=True):
-            with GatheredParameters([split]):
-                whole.copy_(split)
-
-    def state(self) -> list[dict[str, Any]]:
-        """Every shard is gathered."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        counts = [entry["step"] for entry in self.optimizers[0].state.values() if "step" in entry]
-        entries = {
-            index: {
-                "step": counts[0].clone().cpu(),
-                **{key: safe_get_full_optimizer_state(weight, key).clone() for key in ("exp_avg", "exp_avg_sq")},
-            }
-            for index, weight in enumerate(self.weights)
-            if counts and weight.requires_grad
-        }
-        return [{"state": entries, "param_groups": self.groups}]
-
-    def restore(self, kept: Sequence[dict[str, Any]]) -> None:
-        """A new engine on the whole model's weights; its state exists after a first step, of rate 0."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
-        self.engine.destroy()
-        self.engine = self.model = self._engine(self.whole)
-        device = next(self.whole.parameters()).device
-        self.backward(
-            self.engine(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device)).logits.sum() * 0, last=True
-        )
-        self.step(0.0)
-        for index, entry in kept[0]["state"].items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(self.weights[index], entry[key].to(device), key)
-            for own in self.optimizers[0].state.values():
-                own["step"].fill_(entry["step"])

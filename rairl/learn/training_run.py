@@ -13,8 +13,9 @@ from rairl.core.traces import Trace, read_traces
 from rairl.learn.learned_reward import LearnedReward
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from rairl.evaluate.calibrate import Dev
-    from rairl.learn.discriminator import Policy
     from rairl.models.reward import RewardModel
     from rairl.tracking.run import Run
 
@@ -31,23 +32,19 @@ class TrainingRun:
         self.params, self.log, self.data, self.work = params, run, data, work
         self.base, self.sft, self.second_model = base, sft, second_model
         self.demos = read_traces(data / "demos.jsonl")
-        self.start = {"base": base, "sft": sft}[params.policy.start]
-        self.policy, self.tokenizer = load_policy(self.start, four_bit=params.policy.load_in_4bit)
+        start = {"base": base, "sft": sft}[params.policy.start]
+        self.policy, self.tokenizer = load_policy(start)
         self.reference = make_trainable(self.policy, params.policy, seed=params.seed)
         self.model: RewardModel = self._new_reward()
         self.dev: Dev = self._dev()
-        # With logged traces the policy, which never moves, stands for their unknown writers where log pi is asked for.
         self.reward: LearnedReward = LearnedReward(
             self.model,
             self.demos,
             params.reward,
             params.policy.advantage_floor,
             params.seed,
-            baseline=params.policy.baseline,
             held_out=self.dev.experts,
             labelled=self._labels("labels_train"),
-            policy=(self.policy, self.tokenizer),
-            temperature=params.policy.temperature,
             iterations=0 if params.logged else params.policy.iterations,
         )
         self.rows: list[dict[str, float]] = []
@@ -61,14 +58,13 @@ class TrainingRun:
         from rairl.models.reward import reward_on
 
         params, own = self.params.reward, {"base": self.base, "sft": self.sft, "second_model": self.second_model}
-        dtype, four_bit = params.dtype, params.load_in_4bit
         if params.backbone == "shared":
             body = self.reference, self.tokenizer
         elif params.backbone in own:
-            body = load_policy(own[params.backbone], dtype=dtype, four_bit=four_bit)
+            body = load_policy(own[params.backbone], dtype=params.dtype)
         else:
             source = "reward.backbone", params.backbone, params.revision, self.params.system
-            body = load_source(*source, dtype=dtype, four_bit=four_bit)
+            body = load_source(*source, dtype=params.dtype)
         return reward_on(*body, params, seed=self.params.seed)
 
     def _dev(self) -> Dev:
@@ -83,7 +79,13 @@ class TrainingRun:
         path = self.data / f"{split}.jsonl"
         return read_traces(path) if path.exists() else []
 
-    def _rollouts(self, policy: Policy, prompts: Sequence[Trace], n: int, key: str) -> list[Trace]:
+    def _rollouts(
+        self,
+        policy: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+        prompts: Sequence[Trace],
+        n: int,
+        key: str,
+    ) -> list[Trace]:
         import random
 
         from rairl.learn.rollouts import sample_together, to_traces
@@ -125,8 +127,7 @@ class TrainingRun:
         from rairl.learn.collapse_guard import unfit
         from rairl.learn.distributed import by_first
 
-        guard = self.params.guard
-        reason = None if guard.action == "off" else unfit(self._start(), guard)
+        reason = None if self.params.guard.action == "off" else unfit(self._start())
         if reason is not None:
             self.events.append({"iteration": 0, "reason": reason, "action": "stop"})
             by_first(lambda: tqdm.write(f"rairl: {reason}"))
@@ -172,7 +173,6 @@ class TrainingRun:
         bar.close()
 
     def _loop(self):  # type: ignore[no-untyped-def]
-        from rairl.learn.engine import new_engine
         from rairl.learn.policy_loop import PolicyLoop
 
         def after(done: int) -> dict[str, float]:
@@ -194,7 +194,6 @@ class TrainingRun:
             rollouts=self.work / "rollouts",
             on_metrics=lambda iteration, metrics: self.log.log(metrics, step=iteration),
             after_iteration=after,
-            engine=new_engine(self.params.policy, self.start),
             guard=self.params.guard,
             start=self._start(),
         )
@@ -209,9 +208,8 @@ class TrainingRun:
 
         def keep() -> dict[str, float]:
             folder = self._checkpoint(step)
-            with self.reward.scoring():
-                scores, self.model.calibration = dev_scores(self.model, self.dev)
-                self.model.save_pretrained(folder)
+            scores, self.model.calibration = dev_scores(self.model, self.dev)
+            self.model.save_pretrained(folder)
             write_scores(folder, step, scores)
             write_card(folder, self.data / "card.json")
             return scores

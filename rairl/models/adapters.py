@@ -45,8 +45,6 @@ def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PeftModel:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    if quantised(model):
-        model.is_loaded_in_4bit = True  # peft asks the model, and a body apart from its head does not know
     try:
         adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), NAME)
     except ValueError as error:
@@ -56,12 +54,11 @@ def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PeftModel:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without adapters and without 4-bit weights that computes the same.
+    """The model without adapters that computes the same.
 
-    ``model`` is left as it was, and is what comes back if it has neither.
+    ``model`` is left as it was, and is what comes back if it has none.
     """
-    adapted, in_4bit = hasattr(model, "peft_config"), quantised(model)
-    if not adapted and not in_4bit:
+    if not hasattr(model, "peft_config"):
         return model
     from peft.tuners.lora import LoraLayer
 
@@ -69,34 +66,16 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     for name, layer in list(plain.named_modules()):
         if isinstance(layer, LoraLayer):
             plain.set_submodule(name, _folded(layer.get_base_layer(), layer.get_delta_weight(NAME)))  # type: ignore[attr-defined]
-    for name, layer in list(plain.named_modules()) if in_4bit else ():
-        if hasattr(layer, "quant_state"):
-            plain.set_submodule(name, _folded(layer, None))
-    if adapted:
-        del plain.peft_config
-    if in_4bit:  # or it would still be saved and moved as such a model
-        for name in ("hf_quantizer", "is_quantized", "is_loaded_in_4bit", "quantization_method"):
-            vars(plain).pop(name, None)
-        vars(plain.config).pop("quantization_config", None)
+    del plain.peft_config
     return plain
 
 
-def quantised(model: nn.Module) -> bool:
-    """Whether any weight is held in 4 bits."""
-    return any(hasattr(layer, "quant_state") for layer in model.modules())
-
-
 @torch.no_grad()
-def _folded(layer: nn.Linear, change: torch.Tensor | None) -> nn.Linear:
+def _folded(layer: nn.Linear, change: torch.Tensor) -> nn.Linear:
     """A plain linear layer with the weight of ``layer``, and the change added in float32."""
-    weight = layer.weight
-    if hasattr(layer, "quant_state"):
-        from bitsandbytes.functional import dequantize_4bit
-
-        weight = dequantize_4bit(weight.data, weight.quant_state)
-    whole = weight if change is None else (weight.float() + change.float()).to(weight.dtype)
     plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    plain.weight, plain.bias = nn.Parameter(whole), layer.bias
+    plain.weight = nn.Parameter((layer.weight.float() + change.float()).to(layer.weight.dtype))
+    plain.bias = layer.bias
     return plain
 
 

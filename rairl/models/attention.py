@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -47,11 +47,8 @@ AttentionInterface.register(BY_CACHE, attend)
 def replaceable(model: PreTrainedModel) -> bool:
     """Whether a model's layers attend by torch's own attention to all that came before, so that ours can stand in.
 
-    Others have sliding windows, a state of their own, keys that are cached compressed, or kernels of other libraries,
-    or are inside an engine of DeepSpeed's, whose configuration is its own.
+    Others have sliding windows, a state of their own, keys that are cached compressed, or kernels of other libraries.
     """
-    if not isinstance(model.config, PreTrainedConfig):
-        return False
     compressed = getattr(model.config, "kv_lora_rank", None) is not None
     if model.config._attn_implementation != "sdpa" or compressed or not model.is_backend_compatible():
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rairl.core.errors import RairlError
-from rairl.core.training_params import BaseParams
+from rairl.core.training_params import BuiltinBase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +50,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return fast
 
 
-def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seed: int) -> PreTrainedModel:
+def new_model(
+    params: BuiltinBase, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, seed: int
+) -> PreTrainedModel:
     """A Llama with random weights, ready to learn."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -79,13 +81,7 @@ def new_model(params: BaseParams, tokenizer: PreTrainedTokenizerBase, *, max_tok
 
 
 def load_source(
-    key: str,
-    source: str,
-    revision: str | None,
-    system: str | None = None,
-    *,
-    dtype: str | None = None,
-    four_bit: bool = False,
+    key: str, source: str, revision: str | None, system: str | None = None, *, dtype: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model from a local folder or the hub.
 
@@ -93,7 +89,7 @@ def load_source(
         key: the parameter that named ``source``, for error messages.
         revision: pinned commit of a hub id; a folder has none.
         system: message in front of every problem, see :func:`address`.
-        dtype, four_bit: see :func:`rairl.models.policy.precision`.
+        dtype: see :func:`rairl.models.policy.precision`.
 
     Raises:
         RairlError: when the source can't be loaded, or a hub id has no pinned revision.
@@ -110,7 +106,7 @@ def load_source(
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, revision=None if local else revision, use_safetensors=True, **precision(dtype, four_bit)
+            source, revision=None if local else revision, use_safetensors=True, **precision(dtype)
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision)
     except (OSError, ValueError) as error:

@@ -23,11 +23,6 @@ AT_ONCE = 2**18
 """Logits that are turned into probabilities at a time on a processor."""
 
 
-def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits over the temperature; at 1 the very same, since a copy of all logits takes time."""
-    return logits if temperature == 1 else logits / temperature
-
-
 def token_surprise(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each token and entropy of what it was drawn from: ``(B, T, 2)``; token 0 has zeros."""
     if logits.device.type == "cpu" and not torch.is_grad_enabled():
@@ -79,23 +74,17 @@ def completion_surprise(
     tokenizer: PreTrainedTokenizerBase,
     traces: Sequence[Trace],
     *,
-    temperature: float = 1.0,
     batch_tokens: int = 4096,
     progress: bool = False,
 ) -> list[tuple[Encoded, np.ndarray]]:
-    """Each trace's tokens, and log-probability and entropy, in nats, of the completion's: ``(T, 2)``, else NaN.
-
-    Args:
-        temperature: of the distribution that both are of.
-    """
+    """Each trace's tokens, and log-probability and entropy, in nats, of the completion's: ``(T, 2)``, else NaN."""
     encoded = encode(tokenizer, traces)
     found: dict[int, np.ndarray] = {}
     device = next(model.parameters()).device
     bar = tqdm(total=len(traces), desc="log-probabilities", unit="trace", disable=not progress)
     for batch in batches_by_length([row.tail for row in encoded], batch_tokens):
         rows = SharedPrompts.of_encoded([encoded[index] for index in batch], tokenizer.pad_token_id or 0, device)
-        logits = tempered(rows.read(model).logits, temperature)
-        surprise = token_surprise(logits, rows.tails).cpu().double().numpy()
+        surprise = token_surprise(rows.read(model).logits, rows.tails).cpu().double().numpy()
         for index, read in zip(batch, surprise, strict=True):
             item = encoded[index]
             found[index] = np.full((len(item.ids), 2), np.nan)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -28,22 +27,14 @@ def gpu() -> torch.device | None:
 def placed(model: PreTrainedModel) -> PreTrainedModel:
     """The model on this process's GPU, where there is one; all that is computed from it follows it there."""
     device = gpu()
-    if device is not None:
-        return model if model.device == device else model.to(device)
-    for layer in model.modules():
-        # On a CPU bitsandbytes rearranges 4-bit weights in a pass without gradients, and no gradient comes back after.
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
-    return model
+    return model if device is None or model.device == device else model.to(device)
 
 
-def load_policy(
-    folder: str | Path, *, dtype: str | None = None, four_bit: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(folder: str | Path, *, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a policy saved by :func:`save_policy`, ready for evaluation.
 
     Args:
-        dtype, four_bit: see :func:`precision`.
+        dtype: see :func:`precision`.
 
     Raises:
         RairlError: when the folder is missing or holds no model.
@@ -53,36 +44,17 @@ def load_policy(
     quiet()
     if not (Path(folder) / "config.json").is_file():
         raise RairlError(f"{folder} holds no model (config.json is missing); run the stage that makes it")
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **precision(dtype, four_bit))
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **precision(dtype))
     return placed(model.eval()), AutoTokenizer.from_pretrained(folder)
 
 
-def precision(dtype: str | None, four_bit: bool) -> dict[str, Any]:
+def precision(dtype: str | None) -> dict[str, Any]:
     """Options of ``from_pretrained``.
 
     Args:
         dtype: the type to hold weights in and to compute with, ``bfloat16`` say; None for the one they are stored in.
-        four_bit: hold the weights of the projections in 4 bits: NF4, its scales quantised too (Dettmers et al. 2023).
-
-    Raises:
-        RairlError: when bitsandbytes is needed and not installed.
     """
-    options: dict[str, Any] = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-    if not four_bit:
-        return options
-    if find_spec("bitsandbytes") is None:
-        raise RairlError(
-            "load_in_4bit needs bitsandbytes, which is not installed: pip install 'rairl[quantised]', or switch it off"
-        )
-    from transformers import BitsAndBytesConfig
-
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=options.get("dtype", torch.bfloat16),
-    )
-    return {**options, "quantization_config": quantised, "device_map": {"": gpu() or torch.device("cpu")}}
+    return {} if dtype is None else {"dtype": getattr(torch, dtype)}
 
 
 def stored_dtype(model: PreTrainedModel) -> torch.dtype:

@@ -74,10 +74,14 @@ def split_reads(values: np.ndarray, reads: Reads, count: int) -> list[np.ndarray
     return np.split(values, bounds)
 
 
-def read_tokens(encoded: Encoded, trace: Trace, granularity: Granularity, interval: int) -> list[int]:
+INTERVAL = 15
+"""Tokens between reads of granularity ``interval``, as published."""
+
+
+def read_tokens(encoded: Encoded, trace: Trace, granularity: Granularity) -> list[int]:
     """Token indices (in prompt + completion, ascending, without repeats) where the logit is trained and read.
 
-    sparse: the last token. step: the last token of every step, and of the text. interval: every ``interval``-th
+    sparse: the last token. step: the last token of every step, and of the text. interval: every 15th
     completion token, counted from the first one in training and scoring alike, and the last. dense: all of them.
     """
     first, last = encoded.prompt_tokens, len(encoded.ids) - 1
@@ -86,7 +90,7 @@ def read_tokens(encoded: Encoded, trace: Trace, granularity: Granularity, interv
     elif granularity == "step":
         reads = [token_at(encoded, step.end) for step in trace.steps]
     else:
-        stride = interval if granularity == "interval" else 1
+        stride = INTERVAL if granularity == "interval" else 1
         reads = list(range(first + stride - 1, last + 1, stride))
     return sorted({*reads, last})
 
@@ -115,12 +119,6 @@ class Memo:
         self.size += reads[0].nbytes
         while self.size > self.budget:
             self.size -= self.rows.popitem(last=False)[1][0].nbytes
-
-
-def running_sum(values: Tensor, trace: Tensor) -> Tensor:
-    """Sum of ``(R,)`` values up to each read within its trace, whose index ``(R,)`` ascends."""
-    counts = trace.unique_consecutive(return_counts=True)[1].tolist()
-    return torch.cat([part.cumsum(0) for part in values.split(counts)])
 
 
 def units(places: Sequence[Sequence[int]], width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -28,12 +29,12 @@ from rairl.models.likelihood import token_surprise
 from rairl.models.policy import checkpoint_gradients, load_policy, mixed, placed, quiet
 from rairl.models.reading import Encoded, SharedPrompts, batches_by_length, encode
 from rairl.models.reads import (
+    INTERVAL,
     Scores,
     TokenReads,
     completion_so_far,
     joined,
     read_tokens,
-    running_sum,
     split_reads,
     unit_means,
     unit_minimum,
@@ -57,7 +58,6 @@ class RewardModel(nn.Module):
 
     head ``linear``: one linear map of the last hidden state (the folder loads as ``AutoModelForTokenClassification``).
     head ``surprisal``: a two-layer perceptron on the hidden states of all layers and on how surprised the backbone is.
-    form ``airl``: the head gives two numbers, the reward g of the unit that ends at the read, and the potential h.
 
     With adapters the hidden states come from the adapted body. The surprise is always that of the frozen backbone: what
     the head takes for a likely token must not move while the head learns to read it.
@@ -79,23 +79,16 @@ class RewardModel(nn.Module):
         self.backbone, self.tokenizer, self.params = backbone, tokenizer, params
         self.calibration = calibration or Calibration()
         self.adapter = adapter
-        width, outputs = backbone.config.hidden_size, 2 if params.form == "airl" else 1
+        width = backbone.config.hidden_size
         dropout = nn.Dropout(params.dropout)
         if params.head == "linear":
-            last = nn.Linear(width, outputs)
-            if not params.spectral_norm:  # the norm of a zero matrix is zero, and divides it
-                nn.init.zeros_(last.weight)
+            last = nn.Linear(width, 1)
+            nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
             self.head = nn.Sequential(dropout, last)
         else:
             inputs = 2 * width * backbone.config.num_hidden_layers + SURPRISAL_FEATURES
-            self.head = nn.Sequential(
-                nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), dropout, nn.Linear(64, outputs)
-            )
-        if params.spectral_norm:
-            for layer in self.head:
-                if isinstance(layer, nn.Linear):
-                    nn.utils.parametrizations.spectral_norm(layer)
+            self.head = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, 64), nn.SiLU(), dropout, nn.Linear(64, 1))
         self.head.to(backbone.device)
         self.backbone.requires_grad_(params.train == "full")
 
@@ -111,9 +104,9 @@ class RewardModel(nn.Module):
         return next(self.head.parameters()).device
 
     def learned_state(self) -> dict[str, Tensor]:
-        """What a checkpoint needs: the parameters that learn, and the head's buffers (vectors of the spectral norm)."""
+        """What a checkpoint needs: the parameters that learn."""
         names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: value for name, value in self.state_dict().items() if name in names or name.startswith("head.")}
+        return {name: value for name, value in self.state_dict().items() if name in names}
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -145,8 +138,7 @@ class RewardModel(nn.Module):
         for item, trace in zip(encoded, traces, strict=True):
             self._require_short(item, trace)
         places = [
-            read_tokens(item, trace, self.params.granularity, self.params.interval)
-            for item, trace in zip(encoded, traces, strict=True)
+            read_tokens(item, trace, self.params.granularity) for item, trace in zip(encoded, traces, strict=True)
         ]
         features: list[Tensor] = [torch.empty(0)] * len(traces)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.params.train != "head"):
@@ -196,18 +188,9 @@ class RewardModel(nn.Module):
             features = torch.cat([*here[:-1], *means, lowest[:, None], here[-1]], -1)
         return features.float().split([len(place) for place in places])
 
-    def terms(self, reads: Reads) -> Tensor:
-        """What the head says at every read: z, shape ``(R, 1)``; for form ``airl`` g and h, shape ``(R, 2)``."""
-        return self.head(reads.features)
-
     def logits(self, reads: Reads) -> Tensor:
-        """The logit z of every read: shape ``(R,)``.
-
-        For form ``airl`` it is the sum of g up to the read (h is shaping and no part of the reward, Fu et al. 2018), so
-        that an increment is the reward of its unit in both forms.
-        """
-        first = self.terms(reads)[:, 0]
-        return first if self.params.form == "logit" else running_sum(first, reads.trace)
+        """The logit z of every read: shape ``(R,)``."""
+        return self.head(reads.features)[:, 0]
 
     @torch.no_grad()
     def score(self, traces: Sequence[Trace], *, progress: bool = False, chunk: int = 256) -> list[Scores]:
@@ -258,7 +241,6 @@ class RewardModel(nn.Module):
         from safetensors.torch import save_file
 
         quiet()
-        self.eval()  # in training mode every look at a spectrally normalised weight moves it
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.params.head == "linear":
@@ -281,14 +263,14 @@ class RewardModel(nn.Module):
 
         body = merged(self.backbone if self.adapter is None else self.adapter.get_base_model())
         model = AutoModelForTokenClassification.from_config(
-            _labels(body.config, self.head[-1].out_features), dtype=getattr(torch, self.params.dtype)
+            _one_label(body.config), dtype=getattr(torch, self.params.dtype)
         )
         model.base_model.load_state_dict(body.state_dict())
         model.score.load_state_dict(self._last())
         return model
 
     def _last(self) -> dict[str, Tensor]:
-        """The head's last linear map: the weight in use, normalised or not."""
+        """The head's last linear map."""
         return {"weight": self.head[-1].weight.detach().contiguous(), "bias": self.head[-1].bias.detach()}
 
     @classmethod
@@ -308,13 +290,13 @@ class RewardModel(nn.Module):
         card = require_reward(folder)
         if card.get("format") != FORMAT:
             raise RairlError(f"{folder}/reward.json has format {card.get('format')}, this version reads {FORMAT}")
-        params = RewardParams(**card["params"])
+        params = _read_params(card["params"], folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         calibration = Calibration(**card["calibration"])
         if params.head == "linear":
             whole = placed(AutoModelForTokenClassification.from_pretrained(folder, use_safetensors=True))
             model = cls(whole.base_model, tokenizer, params, calibration)
-            model.head = nn.Sequential(whole.score.float())  # as it is: normalised twice, its last digits could differ
+            model.head = nn.Sequential(whole.score.float())
             if (folder / "head.safetensors").is_file():
                 model.head[0].load_state_dict(load_file(folder / "head.safetensors"))
         else:
@@ -330,9 +312,22 @@ class RewardModel(nn.Module):
         return self
 
 
+def _read_params(values: dict[str, object], folder: Path) -> RewardParams:
+    """Parameters of a saved reward. Keys that a version before had are passed over, where they say what holds now."""
+    for key, now in {"form": "logit", "interval": INTERVAL, "spectral_norm": False}.items():
+        if values.get(key, now) != now:
+            raise RairlError(
+                f"{folder}/reward.json: reward.{key} is {values[key]!r}, which only rairl up to commit 99a757a reads"
+            )
+    try:
+        return RewardParams.model_validate({key: values[key] for key in values if key in RewardParams.model_fields})
+    except ValidationError as error:
+        raise RairlError(f"{folder}/reward.json does not fit this version: {error}") from error
+
+
 def new_reward(folder: str | Path, params: RewardParams, *, seed: int) -> RewardModel:
     """An untrained reward model on the causal model in ``folder``."""
-    return reward_on(*load_policy(folder, dtype=params.dtype, four_bit=params.load_in_4bit), params, seed=seed)
+    return reward_on(*load_policy(folder, dtype=params.dtype), params, seed=seed)
 
 
 def reward_on(
@@ -355,9 +350,9 @@ def reward_on(
     return reward
 
 
-def _labels(config: object, count: int) -> object:
+def _one_label(config: object) -> object:
     import copy
 
     config = copy.deepcopy(config)
-    config.num_labels = count  # type: ignore[attr-defined]
+    config.num_labels = 1  # type: ignore[attr-defined]
     return config

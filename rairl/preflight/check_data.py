@@ -297,6 +297,6 @@ def complete(below: Path, needed: dict[str, dict[str, Any]]) -> str:
     """
     load_params(below)
     values = yaml.safe_load(below.read_text(encoding="utf-8"))
-    values |= {"dataset": needed["dataset"], "policy": values["policy"] | needed["policy"]}
+    values |= {"dataset": needed["dataset"], "policy": values.get("policy", {}) | needed["policy"]}
     parse_params(values, source=f"{below} with your data")
     return yaml.safe_dump(values, sort_keys=False)

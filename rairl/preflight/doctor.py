@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from rairl.core.dataset_params import RealText
 from rairl.core.errors import RairlError
 from rairl.core.params import Params
+from rairl.core.training_params import BuiltinBase
 from rairl.preflight.presets import hub_sources
 from rairl.preflight.sizing import GB, Architecture, Gpu, Plan, hours, memory, per_gpu, seconds
 
@@ -98,7 +99,7 @@ def read_config(source: str, revision: str | None) -> dict[str, Any]:
 def plan_of(params: Params) -> Plan:
     """The run that the parameters describe, with lengths at their longest."""
     base, policy, reward = params.base, params.policy, params.reward
-    if base.source == "builtin":
+    if isinstance(base, BuiltinBase):
         sizes = Architecture(
             base.hidden_size, base.hidden_size * 5 // 2, base.layers, base.heads, base.heads, base.vocab_size, tied=True
         )
@@ -153,10 +154,8 @@ def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
         batch = min(plan.micro_batch, per_gpu(plan.rows, gpus) * plan.length)
         logits = 14.0 * batch * plan.policy.vocabulary
         parts["update policy"] = checkpointed(plan.policy, batch, batch, plan.rank) + logits
-    parts["policy"] = held(plan.policy, params.base.dtype, params.policy.load_in_4bit)
-    parts["reward"] = held(plan.reward, params.reward.dtype, params.reward.load_in_4bit)
-    if params.policy.rollouts == "vllm":
-        parts["generate"], parts["vLLM"] = 0.0, params.policy.vllm_memory * gpu.memory
+    parts["policy"] = held(plan.policy, params.base.dtype)
+    parts["reward"] = held(plan.reward, params.reward.dtype)
     if params.policy.train == "full":
         parts["policy"] = 4.0 * plan.policy.parameters
     if params.reward.train == "full" or params.reward.backbone == "shared":
@@ -186,7 +185,7 @@ def needs(params: Params, gpu: Gpu, gpus: int) -> Needs:
     }
     shrink = f"lower {advice[largest]}"
     if kept > USABLE * gpu.memory:
-        shrink = "take a smaller model, or hold it in less: base.dtype, reward.dtype, load_in_4bit, backbone shared"
+        shrink = "take a smaller model, or hold it in less: base.dtype, reward.dtype, backbone shared"
     return Needs(
         lines,
         f"it does not fit: {parts['peak'] / GB:.1f} GB at the peak ({largest}) of {gpu.memory / GB:.0f} GB; {shrink}",
@@ -205,17 +204,9 @@ def checkpointed(sizes: Architecture, tokens: int, at_once: int, rank: int) -> f
     return float(inputs + min(tokens, at_once) * sizes.activations(rank) / sizes.layers)
 
 
-FOUR_BITS = 0.516
-"""Bytes of a weight in NF4: 4 bits, and 8 and 32 more for every 64 and 16,384 weights (Dettmers et al. 2023)."""
-
-
-def held(sizes: Architecture, dtype: str, four_bit: bool) -> float:
-    """Bytes of frozen weights; in 4 bits only the projections of the layers are."""
-    each = 4.0 if dtype == "float32" else 2.0
-    if not four_bit:
-        return each * sizes.parameters
-    projections = sizes.layers * sizes.layer_matrices
-    return FOUR_BITS * projections + each * (sizes.parameters - projections)
+def held(sizes: Architecture, dtype: str) -> float:
+    """Bytes of frozen weights."""
+    return (4.0 if dtype == "float32" else 2.0) * sizes.parameters
 
 
 def find_gpu(name: str | None) -> tuple[Gpu, str]:
@@ -261,7 +252,7 @@ def doctor(params: Params, folder: Path) -> Iterator[Finding]:
 def _gpu(params: Params) -> Finding:
     import torch
 
-    small = params.base.source == "builtin"
+    small = isinstance(params.base, BuiltinBase)
     if not torch.cuda.is_available():
         built = "with" if torch.version.cuda else "without"
         text = f"GPU: none (torch {torch.__version__}, built {built} CUDA)"
@@ -290,12 +281,8 @@ def _disk(params: Params, folder: Path) -> Finding:
 
 def extras(params: Params) -> Iterator[Finding]:
     """What a run of ``params`` needs beside rairl's own dependencies."""
-    parts = (params.policy, params.reward)
-    if any(part.load_in_4bit or part.optimizer == "paged_adamw_8bit" for part in parts):
-        remedy = "pip install 'rairl[quantised]', or set load_in_4bit to false and optimizer to adamw"
-        yield _installed("bitsandbytes", remedy)
-    if params.policy.rollouts == "vllm":
-        yield _installed("vllm", "install the release made for this torch, or set policy.rollouts to transformers")
+    if "paged_adamw_8bit" in (params.policy.optimizer, params.reward.optimizer):
+        yield _installed("bitsandbytes", "pip install 'rairl[quantised]', or set optimizer to adamw")
 
 
 def _versions(params: Params) -> Iterator[Finding]:

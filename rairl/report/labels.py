@@ -72,12 +72,6 @@ KIND_LABELS = {
     "unit": "another thing",
 }
 """Kinds of corruption: those of :data:`rairl.evaluate.probes.SEEN`, then of ``UNSEEN``."""
-WINDOW_LABELS = {
-    "within_1": "within 1 token",
-    "within_7": "within 7 tokens",
-    "bucket": "same 15 tokens",
-    "bucket_1": "same 15 tokens or the next ones",
-}
 VARIANT_LABELS = {
     "distracted": "an irrelevant sentence in the problem",
     "reworded": "the problem reworded",

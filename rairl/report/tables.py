@@ -22,7 +22,6 @@ from rairl.report.labels import (
     POOL_LABELS,
     SELECTOR_LABELS,
     VARIANT_LABELS,
-    WINDOW_LABELS,
     split_label,
 )
 
@@ -62,7 +61,6 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
             *(_locators(figures, name) for name in ["", *_labelled(figures)]),
             _locator_gains(figures),
             _kinds(figures),
-            _windows(figures),
         ],
         "audit": [
             _audit_splits(figures),
@@ -70,7 +68,6 @@ def tables(figures: Figures) -> dict[str, list[Table]]:
             _audit_checks(figures),
             _audit_outcome(figures),
             _audit_variants(figures),
-            _audit_shaping(figures),
             _audit_choice(figures),
         ],
         "time": [_times(figures)],
@@ -313,22 +310,6 @@ def _kinds(figures: Figures) -> Table:
     return _table(figures, "Errors put in, by kind", note, columns, rows, "localise.{row}.{column}")
 
 
-def _windows(figures: Figures) -> Table:
-    sets = {"natural": "natural errors", "seen": "kinds that training uses", "unseen": "kinds never used"}
-    rows = {f"{name}.{rule}": f"{words}: {how}" for name, words in sets.items() for rule, how in WINDOW_LABELS.items()}
-    columns = {
-        "chance": "chance of the rule", "reward": "reward", "reward-chance": "reward − chance",
-        "logprob": "SFT log-probability", "logprob-chance": "log-probability − chance", "entropy": "SFT entropy",
-        "entropy-chance": "entropy − chance",
-    }  # fmt: skip
-    note = (
-        "One token is named: where the reward's largest drop is complete, the least likely one, the one of highest "
-        "entropy. True are the changed tokens, or all of the first wrong step. The wider the window, the more of a hit "
-        "is chance. The reward reads at the end of a step, a few tokens after what is wrong in it."
-    )
-    return _table(figures, "Token windows", note, columns, rows, "localise.window.{row}.{column}")
-
-
 def _audit_splits(figures: Figures) -> Table:
     columns = {
         "auroc": "reward", "auroc_logprob": "log-probability", "auroc_pooled": "reward, pooled",
@@ -396,16 +377,6 @@ def _audit_variants(figures: Figures) -> Table:
         "share of pairs that stay in order; .5 is chance."
     )
     return _table(figures, "Form and wording", note, columns, VARIANT_LABELS, "audit.variant.{row}.{column}")
-
-
-def _audit_shaping(figures: Figures) -> Table:
-    rows = dict(AGGREGATOR_LABELS) | {"g": "learned reward g", "f": "f, with the learned shaping"}
-    columns = {"auroc_before": "AUROC", "auroc": "AUROC, shaped", "agreement": "order kept"}
-    note = "A random potential of the state, as large as the reward's own increments, is added; 0 at the end. "
-    if "audit.shaping.locate.exact" in figures:
-        before, after = (figures[f"audit.shaping.locate.{name}"] for name in ("exact_before", "exact"))
-        note += f"First wrong step, exact: {before} before, {after} after."
-    return _table(figures, "Potential shaping", note, columns, rows, "audit.shaping.{row}.{column}")
 
 
 def _audit_choice(figures: Figures) -> Table:

@@ -1,4 +1,4 @@
-"""Stage audit: shift, length, surface, form, wording, shaping, the answer's weight, and the falsification test."""
+"""Stage audit: shift, length, surface, form, wording, the answer's weight, and the falsification test."""
 
 from __future__ import annotations
 
@@ -47,8 +47,6 @@ def audit(
     - ``audit.<shuffle|swap|premise|lucky|ngrams|style>.*``: shares of pairs in which the side that should win wins, .5
       is blind, the SFT policy's log-probability beside it where there is a choice;
     - ``audit.variant.<name>.*``: the same solutions in another form or wording (:mod:`rairl.evaluate.variants`);
-    - ``audit.shaping.*``: what a random potential does to each use (:mod:`rairl.evaluate.shaping`); for form ``airl``
-      ``audit.shaping.<g|f>.auroc``, the reward with and without the learned shaping;
     - ``audit.choice.n<N>.*``: over-optimisation by choice;
     - ``audit.steps.correlation``: of a step's trust with its being right, within traces.
 

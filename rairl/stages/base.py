@@ -12,7 +12,7 @@ from rairl.core.dataset_params import ArithmeticDataset
 from rairl.core.params import Params
 from rairl.core.stats import Estimate, exact
 from rairl.core.traces import Trace, read_traces
-from rairl.core.training_params import BaseParams
+from rairl.core.training_params import BaseParams, BuiltinBase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def base(params: Params, run: Run, *, data: Path, model: Path) -> dict[str, Esti
     from rairl.learn.checkpoints import checkpoint_folder, clear
 
     work = checkpoint_folder("base", params, [data / "card.json"])
-    if params.base.source == "builtin":
+    if isinstance(params.base, BuiltinBase):
         network, tokenizer = train_builtin(params, data, seed=params.seed, folder=work, desc="base", log=run.log)
     else:
         from rairl.models.base import load_source
@@ -63,7 +63,7 @@ def write_manifest(folder: Path, params: BaseParams, network: PreTrainedModel) -
     count = sum(parameter.numel() for parameter in network.parameters())
     manifest = {
         "source": params.source,
-        "revision": params.revision,
+        "revision": None if isinstance(params, BuiltinBase) else params.revision,
         "architecture": network.config.architectures,
         "parameters": count,
         "params": params.model_dump(),
@@ -79,7 +79,7 @@ def train_builtin(
     """Pre-train a built-in model with a tokenizer of its own.
 
     Args:
-        params: ``base`` and ``dataset`` act here.
+        params: ``base``, which is built in, and ``dataset`` act here.
         data: the prepared splits.
         seed: of the corpus, the initial weights and the order of batches.
         folder: of checkpoints. The last one stays, so that the same call gives the same model at once; the caller
@@ -91,21 +91,23 @@ def train_builtin(
     from rairl.learn.learner import Learner
     from rairl.models.base import address, new_model, train_tokenizer
 
-    corpus = _corpus(params, data, seed)
-    tokenizer = train_tokenizer((f"{trace.problem}\n{trace.text}" for trace in corpus[:5000]), params.base.vocab_size)
+    sizes = params.base
+    assert isinstance(sizes, BuiltinBase)
+    corpus = _corpus(params, sizes, data, seed)
+    tokenizer = train_tokenizer((f"{trace.problem}\n{trace.text}" for trace in corpus[:5000]), sizes.vocab_size)
     address(tokenizer, params.system)
     rows = examples(tokenizer, corpus, whole=True)
     longest = max(len(ids) for ids, _ in rows)
     # Others' traces may be far longer than any of the corpus; a rotary model reads on, if less well, at no cost.
-    network = new_model(params.base, tokenizer, max_tokens=max(4096, 2 * longest), seed=seed)
+    network = new_model(sizes, tokenizer, max_tokens=max(4096, 2 * longest), seed=seed)
     batches = [
         batch
-        for epoch in range(params.base.epochs)
-        for batch in shuffled_batches(rows, params.base.batch_size, f"base/{seed}/{epoch}")
+        for epoch in range(sizes.epochs)
+        for batch in shuffled_batches(rows, sizes.batch_size, f"base/{seed}/{epoch}")
     ]
     total = len(batches)
     slices = [batches[total * part // SLICES : total * (part + 1) // SLICES] for part in range(SLICES)]
-    peak, warmup = params.base.learning_rate, max(1, total // 20)
+    peak, warmup = sizes.learning_rate, max(1, total // 20)
     # Too small to be sharded, whatever the configuration.
     plan = Fit(
         Learner(network, muon(network)), SLICES, slices.__getitem__, lambda step: peak * cosine(step, total, warmup)
@@ -118,15 +120,14 @@ def train_builtin(
     return network, tokenizer
 
 
-def _corpus(params: Params, data: Path, seed: int) -> Sequence[Trace]:
+def _corpus(params: Params, sizes: BuiltinBase, data: Path, seed: int) -> Sequence[Trace]:
     """Texts to pre-train on: many authors' generated solutions, or else the demonstrations."""
     if not isinstance(params.dataset, ArithmeticDataset):
-        return read_traces(data / "demos.jsonl")[: params.base.corpus]
+        return read_traces(data / "demos.jsonl")[: sizes.corpus]
     from rairl.datasets import arithmetic
 
     seen = frozenset(trace.problem for path in sorted(data.glob("*.jsonl")) for trace in read_traces(path))
-    ranges = {"steps": params.dataset.steps, "largest": params.dataset.largest}
-    pairs = arithmetic.corpus(params.base.corpus, seed, seen, **ranges)
+    pairs = arithmetic.corpus(sizes.corpus, seed, seen)
     return [Trace(id=str(index), problem=problem, text=text) for index, (problem, text) in enumerate(pairs)]
 
 

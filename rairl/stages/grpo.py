@@ -38,7 +38,6 @@ def grpo(
     if params.logged:
         return {}
     from rairl.learn.checkpoints import checkpoint_folder, clear
-    from rairl.learn.engine import new_engine
     from rairl.learn.policy_loop import PolicyLoop
     from rairl.learn.rewards import OutcomeReward
     from rairl.models.policy import load_policy, make_trainable, save_policy
@@ -49,19 +48,18 @@ def grpo(
     if without:
         raise RairlError(f"{data / 'prompts.jsonl'}: {without[0]!r} has no 'gold'; the outcome reward needs an answer")
     start = {"base": base, "sft": sft}[params.policy.start]
-    policy, tokenizer = load_policy(start, four_bit=params.policy.load_in_4bit)
+    policy, tokenizer = load_policy(start)
     loop = PolicyLoop(
         policy=policy,
         reference=make_trainable(policy, params.policy, seed=params.seed),
         tokenizer=tokenizer,
         prompts=prompts,
-        reward=OutcomeReward(params.policy.advantage_floor, params.policy.baseline),
+        reward=OutcomeReward(params.policy.advantage_floor),
         params=params.policy,
         seed=params.seed,
         checkpoints=checkpoint_folder("grpo", params, [data / "card.json", start]),
         rollouts=None,
         on_metrics=lambda iteration, metrics: run.log(metrics, step=iteration),
-        engine=new_engine(params.policy, start),
     )
     rows = loop.run("grpo")
     save_policy(model, policy, tokenizer)

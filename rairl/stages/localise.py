@@ -28,7 +28,6 @@ from rairl.evaluate.likelihood import Likelihood, likelihoods, read_likelihoods
 from rairl.evaluate.probes import SEEN, UNSEEN, Probe, corrupted, originals, probe_figures
 from rairl.evaluate.questions import Table, sums, write_questions
 from rairl.evaluate.scores import read_scores
-from rairl.evaluate.windows import changed_tokens, point, window_figures
 from rairl.report import plots as draw
 from rairl.report.labels import KIND_LABELS, LOCATOR_LABELS
 
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from rairl.tracking.run import Run
 
 PROBED = 60
-"""Questions whose right candidate is corrupted in every way, and whose wrong one is looked at token by token."""
+"""Questions whose right candidate is corrupted in every way."""
 NATURAL = "natural"
 """Name of the set of a policy's own traces whose steps the dataset's oracle has checked."""
 
@@ -65,9 +64,8 @@ def localise(
     ``localise.<set>.<method>.<acc_error|acc_correct|f1>`` without that knowledge (the threshold was chosen on dev). The
     set ``natural`` has no ``<set>.`` in its names; where it does not exist the first labelled set gives the headline
     under its short names as well. On corruptions of right candidates ``localise.<kind.<kind>|family.<seen|unseen>>.
-    <method>.exact`` and ``.<reward|logprob>.prefers`` (share that score below their original); token windows under
-    ``localise.window.<natural|seen|unseen>.<rule>.<method>``. Writes the reads and the predictions to
-    ``scores/<set>.json``, what lies behind ``.exact`` to ``plots/questions.json``.
+    <method>.exact`` and ``.<reward|logprob>.prefers`` (share that score below their original). Writes the reads and the
+    predictions to ``scores/<set>.json``, what lies behind ``.exact`` to ``plots/questions.json``.
 
     Raises:
         RairlError: for a file without labels.
@@ -189,31 +187,25 @@ def _wrong(traces: list[Trace]) -> list[Trace]:
 def _probes(
     params: Params, model: RewardModel, candidates: Path, policy: str, readers: dict[str, Path], plots: Path
 ) -> dict[str, Estimate]:
-    """Corruptions of right candidates by kind, and token windows on them and on natural errors.
+    """Corruptions of right candidates by kind.
 
     ``readers`` are the models whose plain log-probability is the rival: the SFT policy, and the second model unless its
     folder is empty.
     """
-    from rairl.models.likelihood import by_step, completion_surprise
+    from rairl.models.likelihood import step_logprobs
     from rairl.models.policy import load_policy
-    from rairl.models.reading import encode
 
     sampling = {"draws": params.report.bootstrap, "seed": params.seed}
     traces = read_traces(candidates_path(candidates, policy, "test"))
     right = originals(traces, PROBED)
     made = [(kind, right[row], bad) for kind in (*SEEN, *UNSEEN) for row, bad in corrupted(right, kind, params.seed)]
-    natural = list({trace.question: trace for trace in reversed(_wrong(traces))}.values())[::-1][:PROBED]
-    every = [*right, *(bad for _, _, bad in made), *natural]
+    every = [*right, *(bad for _, _, bad in made)]
     if not every:
         return {}
-    surprise = {
-        name: completion_surprise(*load_policy(folder), every, progress=True)
+    likely = {
+        name: dict(zip((it.id for it in every), step_logprobs(*load_policy(folder), every, progress=True), strict=True))
         for name, folder in readers.items()
         if any(folder.iterdir())
-    }
-    likely = {
-        name: {trace.id: by_step(trace, *one) for trace, one in zip(every, found, strict=True)}
-        for name, found in surprise.items()
     }
     read = {trace.id: scores for trace, scores in zip(every, model.score(every, progress=True), strict=True)}
     score = {name: aggregate(scores.steps, scores.last, model.calibration.aggregator) for name, scores in read.items()}
@@ -235,29 +227,6 @@ def _probes(
     ]
     figures = probe_figures(found, "localise", **sampling)
     _plot_kinds(figures, plots / "kinds.png")
-    items = encode(model.tokenizer, every)
-    pointed = {
-        trace.id: point(trace, item, reads, *theirs)
-        for trace, item, reads, theirs in zip(every, items, model.token_reads(every), surprise["logprob"], strict=True)
-    }
-    sets = {"natural": [(trace, pointed[trace.id].step) for trace in natural]}
-    for family, kinds in (("seen", SEEN), ("unseen", UNSEEN)):
-        sets[family] = [
-            (bad, changed_tokens(pointed[original.id].ids, pointed[bad.id].ids))
-            for kind, original, bad in made
-            if kind in kinds and bad.first_error is not None
-        ]
-    for name, pairs in sets.items():
-        places = [pointed[trace.id] for trace, _ in pairs]
-        if pairs:
-            figures |= window_figures(
-                {method: [place.at[method] for place in places] for method in ("reward", "logprob", "entropy")},
-                [truth for _, truth in pairs],
-                [len(place.ids) for place in places],
-                [trace.question for trace, _ in pairs],
-                f"localise.window.{name}",
-                **sampling,
-            )
     return figures
 
 

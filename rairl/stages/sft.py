@@ -106,7 +106,6 @@ def fine_tune(
         batches=lambda epoch: list(shuffled_batches(train, params.batch_size, f"sft/{seed}/{epoch}")),
         rate=lambda step: params.learning_rate * min(1.0, (step + 1) / warmup),
         evaluate=lambda current: mean_loss(current, held_out, tokenizer.pad_token_id),
-        patience=params.patience,
         micro_batch_tokens=params.micro_batch_tokens,
     )
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 
 from rairl.core.params import Params
+from rairl.core.training_params import BuiltinBase
 
 FIGURES = (
     "rairl.dev.score",
@@ -169,7 +170,10 @@ def short(commit: str) -> str:
 
 def policy(params: Params) -> str:
     """The model that learns, in words."""
-    return _named(params.base.source, params.base.revision, f"built-in model, {params.base.layers} layers")
+    base = params.base
+    if isinstance(base, BuiltinBase):
+        return f"built-in model, {base.layers} layers"
+    return _named(base.source, base.revision, base.source)
 
 
 def body(params: Params) -> str:
