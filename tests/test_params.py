@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rairl.core.errors import RairlError
-from rairl.core.params import load_params, parse_params, read_yaml
+from rairl.core.params import load_params, parse_params, parse_yaml
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", ROOT / "tests" / "miniature.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
@@ -171,7 +171,6 @@ def test_words_and_numbers_are_read_as_dvc_writes_them(tmp_path: Path) -> None:
     params = load_params(tmp_path / "params.yaml")
     assert params.guard.action == "off" and params.sft.learning_rate == 1e-5
     values = "[on, no, true, 1, -2, 1.5, .5, 3., 1e5, -1.0E-3, 12:30, .inf, null, 1_0, v1.0]"
-    (tmp_path / "values.yaml").write_text(values)
-    assert read_yaml(tmp_path / "values.yaml") == [
+    assert parse_yaml(values, source="values") == [
         "on", "no", True, 1, -2, 1.5, 0.5, 3.0, 1e5, -1e-3, 750, float("inf"), None, 10, "v1.0",
     ]  # fmt: skip

@@ -162,7 +162,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     path = Path(path)
     if not path.exists():
         raise RairlError(f"{path} does not exist; run from the project's folder or name the file with --params")
-    return parse_params(read_yaml(path), source=str(path))
+    return parse_params(parse_yaml(path.read_text(encoding="utf-8"), source=str(path)), source=str(path))
 
 
 class _Loader(yaml.SafeLoader):
@@ -182,16 +182,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: Path) -> Any:
-    """What a YAML file says.
+def parse_yaml(text: str, *, source: str) -> Any:
+    """What YAML says.
 
     Raises:
-        RairlError: naming the file, when it is not valid.
+        RairlError: naming the source, when it is not valid.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise RairlError(f"{path} is not valid YAML: {error}") from error
+        raise RairlError(f"{source} is not valid YAML: {error}") from error
 
 
 def parse_params(values: Any, *, source: str = "params") -> Params:

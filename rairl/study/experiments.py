@@ -10,23 +10,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from rairl.core.errors import RairlError
-from rairl.core.params import load_params
+from rairl.core.params import parse_params, parse_yaml
 from rairl.core.processes import cores
 from rairl.stages.runner import input_files
 from rairl.study.plan import Run, Study
 from rairl.study.tables import STAGES
 from rairl.study.write import write_results
 
-PAUSE = 10.0
+PAUSE = 15.0
 """Seconds between two looks at the queue."""
-PATIENCE = 3
-"""Looks at a queue with work and no worker before we give up."""
 
 
 def run_studies(
@@ -99,13 +98,8 @@ def _run_missing(studies: Sequence[Study], jobs: int) -> None:
             _dvc("exp", "remove", run.name)
         changes = [f"++{key}={json.dumps(value, ensure_ascii=False)}" for key, value in run.changes.items()]
         _dvc("exp", "run", "--queue", "--name", run.name, *(word for change in changes for word in ("-S", change)))
-        _say(f"{run.name}: queued")
     _dvc("queue", "start", "--jobs", str(jobs), **_environment(jobs))
-    _follow({run.name for run in missing})
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    _wait({run.name for run in missing})
 
 
 def _environment(jobs: int) -> dict[str, str]:
@@ -124,27 +118,26 @@ def _environment(jobs: int) -> dict[str, str]:
     }
 
 
-def _follow(names: set[str]) -> None:
-    known: dict[str, str] = {}
-    idle = 0
+def _wait(names: set[str]) -> None:
+    """Until the queue has done with the experiments; says how many are in which state whenever that changes."""
+    known: dict[str, int] = {}
     try:
-        while True:
-            states, working = _queue()
-            for name in sorted(names & states.keys()):
-                if known.get(name, "Queued") != states[name]:
-                    _say(f"{name}: {states[name].lower()}")
-            known = {name: states[name] for name in names & states.keys()}
-            if not {"Queued", "Running"} & set(known.values()):
-                return
-            idle = 0 if working else idle + 1
-            if idle >= PATIENCE:
-                raise RairlError("the queue's workers have gone, perhaps killed; the same command goes on from here")
+        while not {"Queued", "Running"}.isdisjoint(known := _counted(names, known)):
             time.sleep(PAUSE)
+            if not _queue()[1] and not _queue()[1]:  # a worker that is busy may miss one call
+                raise RairlError("the queue's workers have gone, perhaps killed; the same command goes on from here")
     except KeyboardInterrupt:
         raise RairlError(
             "the queue works on without us: `dvc queue status` shows it, `dvc queue stop --kill` ends it, and the same "
             "command follows it again"
         ) from None
+
+
+def _counted(names: set[str], known: dict[str, int]) -> dict[str, int]:
+    counts = dict(sorted(Counter(state for name, state in _queue()[0].items() if name in names).items()))
+    if counts != known:
+        print("runs: " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items()), file=sys.stderr)
+    return counts
 
 
 def _queue() -> tuple[dict[str, str], bool]:
@@ -176,13 +169,10 @@ def finished_runs(studies: Sequence[Study]) -> dict[str, str]:
 
 def _digest(commit: str) -> str | None:
     """Of the parameters of an experiment; None if the present code doesn't know them."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "params.yaml"
-        try:
-            path.write_text(_git("show", f"{commit}:./params.yaml"), encoding="utf-8")
-            return load_params(path).digest()
-        except RairlError:
-            return None
+    try:
+        return parse_params(parse_yaml(_git("show", f"{commit}:./params.yaml"), source=commit)).digest()
+    except RairlError:
+        return None
 
 
 def _code() -> list[str]:

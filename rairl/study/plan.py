@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from rairl.core.errors import RairlError
-from rairl.core.params import Params, load_params, parse_params, read_yaml
+from rairl.core.params import Params, load_params, parse_params, parse_yaml
 from rairl.core.section import NonNegativeInt, Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -83,11 +83,11 @@ def read_study(path: Path, params: Path = Path("params.yaml")) -> Study:
         RairlError: naming the file, and the key or the variant that is wrong.
     """
     load_params(params)  # whatever is wrong with it is told under its own name
-    values = read_yaml(params)
+    values = parse_yaml(params.read_text(encoding="utf-8"), source=str(params))
     if not path.exists():
         raise RairlError(f"{path} does not exist; studies/ has examples")
     try:
-        file = StudyFile.model_validate(read_yaml(path))
+        file = StudyFile.model_validate(parse_yaml(path.read_text(encoding="utf-8"), source=str(path)))
     except ValidationError as error:
         first = error.errors()[0]
         raise RairlError(f"{path}: {'.'.join(map(str, first['loc'])) or 'study'}: {first['msg']}") from error
@@ -97,9 +97,11 @@ def read_study(path: Path, params: Path = Path("params.yaml")) -> Study:
         for seed in file.seeds:
             where = f"{path}, variant {variant!r}"
             changes = {**file.variants[variant], "seed": seed}
-            changes |= _absolute_paths(changed(values, changes, source=where))
-            params_ = parse_params(changed(values, changes, source=where), source=where)
-            runs[variant, seed] = Run(f"{path.stem}-{variant}-{seed}", params_, changes)
+            own = changed(values, changes, source=where)
+            parse_params(own, source=where)
+            changes |= _absolute_paths(own)
+            whole = parse_params(changed(own, changes), source=where)
+            runs[variant, seed] = Run(f"{path.stem}-{variant}-{seed}", whole, changes)
     return Study(path.stem, f"rairl study {path}", file, runs)
 
 
@@ -111,13 +113,8 @@ def _absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
             return [absolute(item) for item in value]
         return os.path.abspath(value) if isinstance(value, str) and "/" in value and os.path.exists(value) else value
 
-    places = {"dataset": values.get("dataset"), "base": values.get("base"), "reward": values.get("reward")}
-    named = {
-        f"{section}.{key}": value
-        for section, keys in (("dataset", None), ("base", ("source",)), ("reward", ("backbone",)))
-        for key, value in (places[section] or {}).items()
-        if keys is None or key in keys
-    }
+    named = {f"dataset.{key}": value for key, value in values["dataset"].items()}
+    named |= {"base.source": values["base"].get("source"), "reward.backbone": values["reward"].get("backbone")}
     return {key: absolute(value) for key, value in named.items() if absolute(value) != value}
 
 
