@@ -23,8 +23,6 @@ RUN useradd --uid 1000 --gid 0 --create-home rairl && mkdir /work && chown 1000:
 COPY --from=dependencies /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     MLFLOW_DISABLE_TELEMETRY=true DVC_NO_ANALYTICS=1 HF_HOME=/tmp/huggingface MPLCONFIGDIR=/tmp/matplotlib
-COPY presets /opt/rairl/presets
-COPY configs /opt/rairl/configs
 COPY pipelines /opt/rairl/pipelines
 COPY components /opt/rairl/components
 COPY rairl /opt/rairl/rairl

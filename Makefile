@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro study paper bench test test-all lint ui kfp-local image-test gsm8k-logged lock clean
+.PHONY: help setup repro study bench test test-all lint ui kfp-local image-test gsm8k-logged lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -66,19 +66,8 @@ image-test: setup ## build the image and run the pipeline in its containers; BUI
 	@python scripts/image_test.py -- $(BUILD)
 
 gsm8k-logged: setup ## learn a reward offline from logged GSM8K traces, into runs/gsm8k-logged
-	@rairl run --params presets/gsm8k-logged.yaml --dir runs/gsm8k-logged
+	@rairl run --params rairl/presets/gsm8k-logged.yaml --dir runs/gsm8k-logged
 	@rairl summary --dir runs/gsm8k-logged
-
-CELL ?= gsm8k/qwen3-4b/interval
-cell = $(subst /, ,$(CELL))
-paper: setup ## run a published cell (CELL=gsm8k/qwen3-4b/interval, SET="key=value ...") and fill in its row of docs/results.md
-	@mkdir -p runs/paper/$(CELL)
-	@test -f runs/paper/$(CELL)/params.yaml || rairl params dataset=$(word 1,$(cell)) model=$(word 2,$(cell)) method=$(word 3,$(cell)) $(SET) \
-		--pin --output runs/paper/$(CELL)/params.yaml
-	@rairl plan --params runs/paper/$(CELL)/params.yaml
-	@rairl doctor --params runs/paper/$(CELL)/params.yaml --dir runs/paper/$(CELL)
-	@rairl run --params runs/paper/$(CELL)/params.yaml --dir runs/paper/$(CELL)
-	@rairl paper $(CELL) --dir runs/paper/$(CELL)
 
 lock: ## write requirements.lock anew from pyproject.toml
 	$(PY) -m venv .venv-tools

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from rairl.learn.replay import Replay
 
 from benchmarks.material import Material
 from rairl.core.traces import read_traces, write_traces
 from rairl.learn.learned_reward import LearnedReward, unique_ids
-from rairl.learn.replay import Replay
 from rairl.learn.rollouts import sample
 from rairl.models.base import new_model
 from rairl.models.reward import RewardModel, reward_on
@@ -90,7 +90,7 @@ def _candidates(m: Material, count: int, scratch: Path) -> Callable[[], None]:
     def job() -> None:
         cap = m.params.policy.max_new_tokens
         drawn = sample(m.policy, m.tokenizer, [prompt.problem], n=count, max_new_tokens=cap, temperature=1.0, seed=0)
-        reward.score([one for one in to_traces(drawn, [prompt], m.tokenizer, source="policy") if one.text])
+        reward.step_logits([one for one in to_traces(drawn, [prompt], m.tokenizer, source="policy") if one.text])
 
     return job
 
@@ -99,7 +99,7 @@ def _length(m: Material, tokens: int, scratch: Path) -> Callable[[], None]:
     model = new_model(m.params.base, m.tokenizer, max_tokens=2 * tokens + 200, seed=0).eval()
     reward = reward_on(model, m.tokenizer, m.params.reward, seed=0)
     traces = m.long_traces(50, [tokens])
-    return lambda: reward.score(traces) and None
+    return lambda: reward.step_logits(traces) and None
 
 
 def _demonstrations(m: Material, count: int, scratch: Path) -> Callable[[], None]:

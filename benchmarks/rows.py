@@ -269,11 +269,11 @@ def _candidates(m: Material, runs: int, machine: Machine, prompt: int, n: int, b
 
     def plain() -> list[Any]:
         with patch.object(SharedPrompts, "read", read_whole):
-            return reward.score(traces)
+            return reward.step_logits(traces)
 
-    for mine, theirs in zip(reward.score(traces), plain(), strict=True):
+    for mine, theirs in zip(reward.step_logits(traces), plain(), strict=True):
         np.testing.assert_allclose(mine.steps, theirs.steps, atol=1e-4)
-    times = in_turn({"ours": lambda: len(reward.score(traces)), "peer": lambda: len(plain())}, runs)
+    times = in_turn({"ours": lambda: len(reward.step_logits(traces)), "peer": lambda: len(plain())}, runs)
     items = encode(m.tokenizer, traces)
     head, tails = items[0].prompt_tokens, [len(item.ids) - items[0].prompt_tokens for item in items]
     config = model.config

@@ -1,4 +1,4 @@
-"""The cluster's description (configs/cluster.yaml) and what it asks of each task: resources, places, secrets, retries.
+"""The cluster's description (cluster.yaml) and what it asks of each task: resources, places, secrets, retries.
 
 It changes where and how tasks run, never what they compute: nothing of it is among the parameters.
 """
@@ -51,7 +51,7 @@ class Need(Section):
     gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="per pod; per machine of a TrainJob")
     node_selector: dict[str, str] = Field(default={}, description="labels of the node, such as the type of its GPUs")
     tolerations: list[Toleration] = Field(default=[])
-    accelerate: str | None = Field(default=None, description="file of configs/accelerate, without .yaml")
+    accelerate: str | None = Field(default=None, description="file of rairl/kubeflow/accelerate, without .yaml")
     trainjob: TrainJob | None = None
 
     @model_validator(mode="after")
@@ -60,7 +60,9 @@ class Need(Section):
             raise ValueError("accelerate starts the processes of one pod, a trainjob those of several; set one")
         if self.accelerate and not (ACCELERATE / f"{self.accelerate}.yaml").is_file():
             known = ", ".join(sorted(path.stem for path in ACCELERATE.glob("*.yaml")))
-            raise ValueError(f"accelerate {self.accelerate!r} is no file of configs/accelerate; they are {known}")
+            raise ValueError(
+                f"accelerate {self.accelerate!r} is no file of rairl/kubeflow/accelerate; they are {known}"
+            )
         return self
 
 

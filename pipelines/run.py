@@ -8,6 +8,8 @@ from typing import Any
 from rairl.core.params import Params
 from rairl.stages.runner import code_digest, input_files_digest
 
+CLUSTER = Path(__file__).with_name("cluster.yaml")
+
 
 def without_nulls(value: Any) -> Any:
     """``value`` without the None entries of its dicts, which a pipeline's dict parameter cannot hold."""
@@ -33,19 +35,19 @@ def arguments(
     return {"params": values, **fields, "experiment": experiment, "tracking_uri": tracking_uri}
 
 
-def compile_pipeline(target: Path, cluster: Path) -> None:
+def compile_pipeline(target: Path, cluster: Path | None = None) -> None:
     """Write the specification (YAML, with a second document for Kubernetes) of the pipeline for a cluster.
 
     Args:
         target: the file to write.
-        cluster: the cluster's description.
+        cluster: the cluster's description; without one the :data:`CLUSTER` of the package.
     """
     from kfp import compiler
 
     from pipelines.cluster import load_cluster, place
     from pipelines.pipeline import cluster_pipeline
 
-    described = load_cluster(cluster)
+    described = load_cluster(cluster or CLUSTER)
     pipeline = cluster_pipeline(lambda task, name: place(task, name, described))
     target.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(pipeline, str(target))

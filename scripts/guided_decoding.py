@@ -4,7 +4,7 @@
 
 Both use the run's reward and sample from the same policy at the same temperature. Best-of-N chooses once, among N whole
 solutions: its accuracy is the expectation over all N of the candidates that the stage ``sample`` drew. Guided decoding
-(``rairl.use.guided``) chooses at every line, among N continuations, which samples about as many tokens: both
+(:func:`guided_decode`) chooses at every line, among N continuations, which samples about as many tokens: both
 numbers are printed, and best-of-(N + 1) beside them. Nothing is chosen here: the test problems are the first ones.
 """
 
@@ -13,21 +13,99 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rairl.core.stats import hierarchical_bootstrap
-from rairl.core.traces import read_traces, relabel
-from rairl.evaluate.best_of_n import aggregate, best_of_n
+from rairl.core.traces import Trace, read_traces, relabel
+from rairl.evaluate.best_of_n import best_of_n
 from rairl.evaluate.candidates import by_question
 from rairl.learn.rollouts import judge
 from rairl.models.policy import load_policy
+from rairl.models.reading import render_prompt
 from rairl.models.reward import RewardModel
-from rairl.use.guided import guided_decode
+from rairl.text.answers import read_answer
+from rairl.text.segment import solved
 
 FOLDERS = {"base": "base", "sft": "sft", "rairl": "policy", "grpo": "grpo"}
+
+
+def guided_decode(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: RewardModel,
+    problem: str,
+    *,
+    k: int,
+    max_steps: int,
+    max_step_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Trace:
+    """Solve a problem step by step: sample ``k`` continuations up to the next line break, keep the best by reward.
+
+    It samples as many tokens as best-of-k does, but chooses at every step instead of once among whole solutions.
+
+    Args:
+        policy: any causal model of transformers.
+        tokenizer: the policy's; the reward reads text and has its own.
+        reward: scores the solution so far, by the aggregator that was chosen on dev.
+        max_steps: lines at most.
+        max_step_tokens: tokens of a line at most; a longer one goes on in the next round.
+        seed: equal arguments give equal solutions.
+
+    Returns:
+        The solution, with ``meta``: ``tokens`` sampled in all, and whether it is ``finished``.
+    """
+    prompt = tokenizer(render_prompt(tokenizer, problem), add_special_tokens=False)["input_ids"]
+    chosen: list[int] = []
+    sampled, finished = 0, False
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in range(max_steps):
+            ids = torch.tensor([prompt + chosen], device=policy.device)
+            rows = policy.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=temperature,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=k,
+                max_new_tokens=max_step_tokens,
+                stop_strings=["\n"],
+                tokenizer=tokenizer,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )[:, ids.shape[1] :].tolist()
+            steps = [_until_end(row, tokenizer) for row in rows]
+            sampled += sum(len(step) + ended for step, ended in steps)
+            texts = [tokenizer.decode(chosen + step, skip_special_tokens=False) for step, _ in steps]
+            results = reward.score_traces([solution(problem, text) for text in texts])
+            step, finished = steps[max(range(k), key=lambda at: results[at].score)]
+            chosen = chosen + step
+            if finished:
+                break
+    trace = solution(problem, tokenizer.decode(chosen, skip_special_tokens=False))
+    return replace(trace, answer=read_answer(trace.text, trace.problem), meta={"tokens": sampled, "finished": finished})
+
+
+def solution(problem: str, text: str) -> Trace:
+    """What was written so far, with the steps that it shows; nothing is a blank line."""
+    return solved("0", problem, text or "\n")
+
+
+def _until_end(row: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], bool]:
+    """A generated row without its end token and padding (the same token in many models), and whether it has ended."""
+    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    end = next((at for at, token in enumerate(row) if token in stops), len(row))
+    line = "\n" in tokenizer.decode(row[:end], skip_special_tokens=False)
+    return row[:end], end < len(row) and row[end] == tokenizer.eos_token_id and not line
 
 
 def measure(run: Path, policy: str, problems: int, n: int, lines: int, line_tokens: int) -> list[dict[str, float]]:
@@ -40,13 +118,13 @@ def measure(run: Path, policy: str, problems: int, n: int, lines: int, line_toke
     rows = []
     for number, (_, members) in enumerate(tqdm(groups, desc=f"{run.name} {policy}", unit="problem")):
         traces = [candidates[at] for at in members]
-        scores = [aggregate(read.steps, read.last, reward.calibration.aggregator) for read in reward.score(traces)]
+        scores = [reward.calibration.trace_score(read) for read in reward.step_logits(traces)]
         right = [bool(trace.correct) for trace in traces]
         problem = traces[0].problem
         found = guided_decode(
             model, tokenizer, reward, problem, k=n, max_steps=lines, max_step_tokens=line_tokens, seed=number
         )
-        solved = judge(relabel(found, gold=gold[problem], answer=found.answer if found.meta["finished"] else None))
+        judged = judge(relabel(found, gold=gold[problem], answer=found.answer if found.meta["finished"] else None))
         tokens = float(np.mean([trace.meta["tokens"] for trace in traces]))
         rows.append(
             {
@@ -54,7 +132,7 @@ def measure(run: Path, policy: str, problems: int, n: int, lines: int, line_toke
                 f"best of {n}": best_of_n(scores, right, n),
                 f"best of {n + 1}": best_of_n(scores, right, n + 1),
                 f"oracle of {n}": best_of_n([float(value) for value in right], right, n),
-                "guided": float(bool(solved.correct)),
+                "guided": float(bool(judged.correct)),
                 "tokens, one sample": tokens,
                 f"tokens, best of {n}": n * tokens,
                 "tokens, guided": float(found.meta["tokens"]),

@@ -53,7 +53,7 @@ def look(image: str) -> None:
     assert "second_model" in docker(*run, "rairl", "stage", "--help")
     assert docker(*run, "sh", "-c", "echo $RAIRL_COMMIT") != "none"
     assert "valid" in subprocess.run(
-        ["docker", *run, "rairl", "params", "--check", "/opt/rairl/presets/gsm8k-logged.yaml"],
+        ["docker", *run, "rairl", "params", "--check", "/opt/rairl/rairl/presets/gsm8k-logged.yaml"],
         check=True, capture_output=True, text=True,
     ).stderr  # fmt: skip
 

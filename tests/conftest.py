@@ -12,17 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import settings
 
 from rairl.core.params import Params, parse_params
 from rairl.core.traces import Trace
+from rairl.models.calibration import Calibration, TraceScore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from rairl.models.reads import Scores
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -235,6 +239,22 @@ def token_logprobs(model: PreTrainedModel, ids: Tensor, temperature: float = 1.0
 
     logprobs = (model(input_ids=ids, use_cache=False).logits[:, :-1] / temperature).log_softmax(-1)
     return pad(logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1), (1, 0))
+
+
+class FixedReward:
+    """A reward that reads its step logits out of the traces' ``meta["reads"]``; the last one is that of the text."""
+
+    calibration = Calibration(aggregator="mean", locator="drop", threshold=-1.5)
+
+    def step_logits(self, traces: list[Trace], *, progress: bool = False) -> list[Scores]:
+        from rairl.models.reads import Scores
+
+        reads = [np.array(trace.meta["reads"], dtype=float) for trace in traces]
+        return [Scores(row[: len(trace.steps)], row[-1]) for trace, row in zip(traces, reads, strict=True)]
+
+    def score_traces(self, traces: list[Trace], *, progress: bool = False) -> list[TraceScore]:
+        reads = self.step_logits(traces)
+        return [self.calibration.apply(trace, read) for trace, read in zip(traces, reads, strict=True)]
 
 
 @pytest.fixture(scope="session")

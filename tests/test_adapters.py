@@ -183,11 +183,11 @@ def test_policy_and_reward_share_a_body_and_leave_each_other_alone(
 
     body, start = logits_of(reference), values_of(policy, model)
     for turn in range(3):
-        before, scores = values_of(policy, model), [one.last for one in model.score(demos)]
+        before, scores = values_of(policy, model), [one.last for one in model.step_logits(demos)]
         move(policy, reference, tiny_policy, demos[:4], params, steps=3)
         learned = {f"0.{name}" for name, value in policy.named_parameters() if value.requires_grad}
         assert moved(before, policy, model) == learned and all("lora_" in name for name in learned)
-        assert [one.last for one in model.score(demos)] == scores
+        assert [one.last for one in model.step_logits(demos)] == scores
 
         before, said = values_of(policy, model), logits_of(policy)
         for update in range(3):
@@ -201,7 +201,7 @@ def test_policy_and_reward_share_a_body_and_leave_each_other_alone(
 
     model.save_pretrained(tmp_path)
     again = RewardModel.from_pretrained(tmp_path)
-    for one, other in zip(model.score(demos), again.score(demos), strict=True):
+    for one, other in zip(model.step_logits(demos), again.step_logits(demos), strict=True):
         np.testing.assert_allclose(one.steps, other.steps, atol=1e-5)
 
 
@@ -277,7 +277,7 @@ def test_the_stage_runs_on_every_backbone(
     body = other if backbone in ("base", "second_model", "folder") else tiny_policy
     assert torch.equal(logits_of(model.backbone), logits_of(load_policy(body)[0]))
     assert len(model.tokenizer) == len(load_policy(body)[1])
-    assert len(model.score(demos)) == len(demos)
+    assert len(model.step_logits(demos)) == len(demos)
 
 
 def test_a_resumed_run_with_adapters_takes_the_same_numbers(

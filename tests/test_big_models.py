@@ -168,14 +168,14 @@ def test_a_reward_of_bfloat16_keeps_head_and_features_in_float32(
     model = reward.model
     assert dtypes(model.head) == {torch.float32} and model.read(demos[:2]).features.dtype == torch.float32
     assert {value.dtype for value in trained(model)} == {torch.float32}
-    before = [one.last for one in model.score(demos)]
+    before = [one.last for one in model.step_logits(demos)]
     losses = [reward.update([], str(update))["discriminator/loss"] for update in range(4)]
-    assert np.isfinite(losses).all() and [one.last for one in model.score(demos)] != before
+    assert np.isfinite(losses).all() and [one.last for one in model.step_logits(demos)] != before
     model.save_pretrained(tmp_path)
     again = RewardModel.from_pretrained(tmp_path)
     assert dtypes(again.backbone) == {torch.bfloat16} and dtypes(again.head) == {torch.float32}
     assert torch.equal(again.head[-1].weight, model.eval().head[-1].weight)
-    for one, other in zip(model.score(demos), again.score(demos), strict=True):
+    for one, other in zip(model.step_logits(demos), again.step_logits(demos), strict=True):
         np.testing.assert_allclose(one.steps, other.steps, atol=0.05)
     if params.reward.head == "linear":
         from transformers import AutoModelForTokenClassification
@@ -282,7 +282,7 @@ def test_a_shared_body_gives_what_two_copies_give_in_half_the_memory(
         for turn in range(3):
             stepped(policy, reference, tiny_policy, demos[:4], params)
             reward.update([], str(turn))
-        results.append((policy(IDS).logits, [one.last for one in reward.model.score(demos)]))
+        results.append((policy(IDS).logits, [one.last for one in reward.model.step_logits(demos)]))
     assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
     body_size = sum(value.nbytes for value in load_policy(tiny_policy)[0].model.parameters())
     assert sizes[0] == pytest.approx(body_size) and sizes[1] == 2 * body_size

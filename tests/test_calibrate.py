@@ -12,7 +12,6 @@ import pytest
 
 from rairl.core.params import Params
 from rairl.core.traces import Trace, locate_steps
-from rairl.evaluate.best_of_n import AGGREGATORS
 from rairl.evaluate.calibrate import (
     CRITERION,
     Dev,
@@ -23,7 +22,7 @@ from rairl.evaluate.calibrate import (
     selection,
     within_question,
 )
-from rairl.models.calibration import Calibration
+from rairl.models.calibration import AGGREGATORS, Calibration
 from rairl.models.reads import Scores
 from rairl.models.reward import new_reward
 
@@ -113,7 +112,7 @@ def test_only_wrong_rollouts_part(demos: list[Trace]) -> None:
 
 def test_natural_errors_choose_the_locator_and_the_threshold() -> None:
     reads = {"e": [2.0, 3.0, 4.0], "c": [1.0, -1.0, -1.5], "r": [1.0, -1.0, -4.0]}
-    model = SimpleNamespace(score=lambda rows: [Scores(np.array(reads[row.id]), reads[row.id][-1]) for row in rows])
+    model = SimpleNamespace(step_logits=lambda rows: [Scores(np.array(reads[r.id]), reads[r.id][-1]) for r in rows])
     bad = replace(EXPERT, id="c", correct=False, first_error=1, labelled=True)
     rollout = replace(EXPERT, id="r", correct=False)
     dev = Dev([EXPERT], [bad], [0], [rollout], [0], [1])

@@ -18,15 +18,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import pytest
+from conftest import FixedReward
 
 from rairl import __version__
 from rairl.core.traces import Trace, write_traces
-from rairl.models.calibration import Calibration
-from rairl.models.reads import Scores
 from rairl.stages.layout import ABOUT, INPUTS, OUTPUTS, STAGES
-from rairl.use.apply import choice_figures, localise_rows, location_figures, rerank_rows, score_rows, traces_page
+from rairl.use.apply import choice_figures, localise_rows, location_figures, rerank_rows, score_rows
+from rairl.use.review import traces_page
 from rairl.use.user_files import read_own
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +85,7 @@ def test_presets_are_listed_printed_and_valid(tmp_path: Path) -> None:
     listed = rairl("params", check=True)
     assert "dataset: gsm8k, medreason, mmlu_pro" in listed.stderr and "may be left out" in listed.stderr
     names = listed.stdout.split()
-    assert names == sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+    assert names == sorted(path.stem for path in (ROOT / "rairl" / "presets").glob("*.yaml"))
     for name in names:
         done = rairl("params", "--preset", name, check=True)
         (tmp_path / "params.yaml").write_text(done.stdout)
@@ -111,22 +110,6 @@ def test_summary_and_ui_say_what_is_missing(tmp_path: Path) -> None:
 # --- the reward on a user's own traces --------------------------------------------------------------------------------
 
 
-class Fixed:
-    """A reward that reads the scores out of the traces' meta."""
-
-    calibration = Calibration(aggregator="mean", locator="drop", threshold=-1.5)
-
-    def score(self, traces: list[Trace], *, progress: bool = False) -> list[Scores]:
-        return [Scores(np.array(trace.meta["reads"], dtype=float), trace.meta["reads"][-1]) for trace in traces]
-
-
-class Blank(Fixed):
-    """A reward that reads no step."""
-
-    def score(self, traces: list[Trace], *, progress: bool = False) -> list[Scores]:
-        return [Scores(np.zeros(0), 0.0) for _ in traces]
-
-
 def own(key: str, reads: list[float], **more: Any) -> Trace:
     text = "\n".join(f"step {number}" for number in range(len(reads)))
     row = {"id": key, "problem": "p", "text": text, "steps": text.split("\n"), "meta": {"reads": reads}, **more}
@@ -134,7 +117,7 @@ def own(key: str, reads: list[float], **more: Any) -> Trace:
 
 
 def test_score_rows() -> None:
-    [row] = score_rows([own("a", [1.0, 3.0], group="q")], Fixed())  # type: ignore[arg-type]
+    [row] = score_rows([own("a", [1.0, 3.0], group="q")], FixedReward())  # type: ignore[arg-type]
     assert row == {
         "id": "a",
         "group": "q",
@@ -150,7 +133,7 @@ def test_rerank_rows_and_accuracy() -> None:
         own("a2", [1.0, 1.0], group="a", answer="6", correct=True),
         own("c1", [0.0, 0.0], group="c"),
     ]
-    rows = list(rerank_rows(traces, Fixed()))  # type: ignore[arg-type]
+    rows = list(rerank_rows(traces, FixedReward()))  # type: ignore[arg-type]
     assert rows[0] == {
         "group": "a",
         "best": "a2",
@@ -160,19 +143,19 @@ def test_rerank_rows_and_accuracy() -> None:
     }
     assert [row["best"] for row in rows] == ["a2", "b1", "c1"]
     assert rows[2]["vote"] is None
-    figures = choice_figures(traces, rows, Fixed.calibration)
+    figures = choice_figures(traces, rows, FixedReward.calibration)
     values = {name: figure.value for name, figure in figures.items()}
     assert values == {
         "reward": 1, "reward_vote": 1, "majority": 0.75, "shortest": 0.75, "random": 0.75, "oracle": 1, "auroc": 1,
         "reward-reward_vote": 0, "reward-majority": 0.25, "reward-shortest": 0.25, "reward-random": 0.25,
     }  # fmt: skip
     assert figures["reward"].n == 2, "the question that nobody has judged is left out"
-    assert choice_figures(traces[3:], rows[2:], Fixed.calibration) == {}
+    assert choice_figures(traces[3:], rows[2:], FixedReward.calibration) == {}
 
 
 def test_the_weighted_vote_of_rows() -> None:
     # 2 / T = 1: 7 has exp(0) votes, 1,000 has exp(-1) + exp(-1.2), in the words of its better candidate.
-    model = Fixed()
+    model = FixedReward()
     model.calibration = replace(model.calibration, temperatures={"mean": 2.0})
     reads = {"a": ("7", 3.0), "b": ("1,000", 1.0), "c": ("1000", 0.6), "d": (None, 9.0)}
     traces = [own(key, [read], group="q", answer=answer) for key, (answer, read) in reads.items()]
@@ -185,11 +168,11 @@ def test_the_weighted_vote_of_rows() -> None:
 
 def test_localise_rows() -> None:
     # increments from the prior 0: (2, -1, -3) and (1, 0)
-    wrong, right = localise_rows([own("a", [2.0, 1.0, -2.0]), own("b", [1.0, 1.0])], Fixed())  # type: ignore[arg-type]
+    wrong, right = localise_rows([own("a", [2.0, 1.0, -2.0]), own("b", [1.0, 1.0])], FixedReward())  # type: ignore[arg-type]
     assert wrong.pop("score") == pytest.approx(1 / 3)
     assert wrong == {"id": "a", "suspect": 2, "suspect_text": "step 2", "first_error": 2, "steps": [2.0, 1.0, -2.0]}
     assert (right["suspect"], right["first_error"]) == (1, None)
-    [blank] = localise_rows([Trace(id="c", problem="p", text=" ", meta={"reads": [0.0]})], Blank())  # type: ignore[arg-type]
+    [blank] = localise_rows([Trace(id="c", problem="p", text=" ", meta={"reads": [0.0]})], FixedReward())  # type: ignore[arg-type]
     assert blank == {"id": "c", "score": 0.0, "suspect": None, "suspect_text": None, "first_error": None, "steps": []}
 
 
@@ -200,7 +183,7 @@ def test_location_figures_by_hand() -> None:
         own("c", [1.0, 1.0], labelled=True),
         own("d", [1.0, 1.0]),
     ]
-    rows = list(localise_rows(traces, Fixed()))  # type: ignore[arg-type]
+    rows = list(localise_rows(traces, FixedReward()))  # type: ignore[arg-type]
     values = {name: f.value for name, f in location_figures(traces, rows, "drop", draws=100).items()}
     assert values["reward.exact"] == values["first.exact"] == values["last.exact"] == 0.5
     assert values["chance.exact"] == pytest.approx(1 / 3)
@@ -217,7 +200,7 @@ def test_own_traces_become_a_page() -> None:
         own("b", [3.0, 1.0], correct=True),
         own("</script>", [3.0], problem="other"),
     ]
-    rows = list(localise_rows(traces, Fixed()))  # type: ignore[arg-type]
+    rows = list(localise_rows(traces, FixedReward()))  # type: ignore[arg-type]
     page = traces_page(traces, rows, "drop", "mine <b>.jsonl")
     assert "mine &lt;b&gt;.jsonl" in page and not re.search(r"https?://|@import|url\(", page)
     shown = json.loads(re.search(r'id="traces-json">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
@@ -305,7 +288,7 @@ def test_scores_of_a_long_file_and_of_a_pipe(
     assert piped == pytest.approx(filed, abs=1e-5)
 
     out.write_text("old")
-    monkeypatch.setattr(RewardModel, "score", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(RewardModel, "step_logits", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         cli.score(path, str(tmp_path / "reward"), out, skip_bad=True, form="auto")
     assert out.read_text() == "old" and not list(tmp_path.glob("*.part"))

@@ -172,7 +172,7 @@ def test_switching_changes_what_is_learned(make: Make) -> None:
         fresh = [replace(trace, correct=True) for trace in rollout(experts_of(reward), "x")]
         for _ in range(5):
             reward.update(fresh, "0")
-        return float(np.mean([one.last for one in reward.model.score(fresh)]))
+        return float(np.mean([one.last for one in reward.model.step_logits(fresh)]))
 
     assert score(True) > score(False)
 

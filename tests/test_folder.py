@@ -19,7 +19,7 @@ from rairl.models.reward import RewardModel, new_reward
 from rairl.stages.prepare import prepare
 from rairl.tracking.courier import stage_run
 from rairl.tracking.run import NullRun
-from rairl.use.load import export, load_reward
+from rairl.use.load import export, load
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def saved(tmp_path: Path, tiny_policy: Path, miniature: Params) -> Path:
 
 
 def same(first: RewardModel, second: RewardModel, traces: list[Trace]) -> bool:
-    pairs = zip(first.score(traces), second.score(traces), strict=True)
+    pairs = zip(first.step_logits(traces), second.step_logits(traces), strict=True)
     return first.calibration == second.calibration and all(
         a.steps.tolist() == b.steps.tolist() and a.last == b.last for a, b in pairs
     )
@@ -50,7 +50,7 @@ def test_from_the_registry(
     monkeypatch.chdir(project)
     here = RewardModel.from_pretrained(saved)
     for name in ("models:/rairl-reward@champion", "models:/rairl-reward/1"):
-        assert same(load_reward(name), here, demos[:2])
+        assert same(load(name), here, demos[:2])
     for name, words in {
         "models:/rairl-reward@nobody": "nobody",
         "models:/rairl-reward/9": "9",
@@ -58,7 +58,7 @@ def test_from_the_registry(
         "models:/": "models:/",
     }.items():
         with pytest.raises(RairlError, match=f"MLflow at .*{words}"):
-            load_reward(name)
+            load(name)
     export("models:/rairl-reward@champion", project / "mine")
     assert same(RewardModel.from_pretrained(project / "mine"), here, demos[:2])
 
@@ -66,7 +66,7 @@ def test_from_the_registry(
 def test_without_a_store_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RairlError, match="set MLFLOW_TRACKING_URI"):
-        load_reward("models:/rairl-reward@champion")
+        load("models:/rairl-reward@champion")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,14 +79,14 @@ def test_from_the_hub_with_its_commit(
     saved.rename(snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    loaded = load_reward(f"someone/reward@{commit}")
+    loaded = load(f"someone/reward@{commit}")
     assert same(loaded, RewardModel.from_pretrained(snapshot), demos[:2])
     with pytest.raises(RairlError, match=r"no commit 'f{40}' of 'someone/reward'"):
-        load_reward("someone/reward@" + "f" * 40)
+        load("someone/reward@" + "f" * 40)
     with pytest.raises(RairlError, match="the hub has no commit"):
-        load_reward("not/a/name@1")
+        load("not/a/name@1")
     with pytest.raises(RairlError, match="a hub repository with its commit"):
-        load_reward("someone/reward")  # no pinned commit: taken for a folder
+        load("someone/reward")  # no pinned commit: taken for a folder
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------

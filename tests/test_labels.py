@@ -184,8 +184,8 @@ def test_what_was_marked_is_learned(
         reward = learner(labels, learning_rate=0.01, perturbations=0, **changes)
         for number in range(20):
             reward.update(rollouts, str(number))
-        marks = [one.steps[-1] for one in reward.model.score(wrong)]
-        after.append(np.mean(marks) - np.mean([one.steps[-1] for one in reward.model.score(demos)]))
+        marks = [one.steps[-1] for one in reward.model.step_logits(wrong)]
+        after.append(np.mean(marks) - np.mean([one.steps[-1] for one in reward.model.step_logits(demos)]))
     assert after[1] < after[0]
 
 
@@ -206,7 +206,7 @@ def test_without_labels_the_numbers_are_what_they_were(
 def test_marked_errors_choose_the_threshold() -> None:
     expert, bad = replace(marked("e", "p", None), labelled=False), marked("c", "p")
     reads = {"e": [2.0, 3.0, 4.0], "c": [1.0, -1.0, -1.5], "l": [1.0, 0.25, 0.5], "r": [2.0, 1.8, 3.0]}
-    model = SimpleNamespace(score=lambda rows: [Scores(np.array(reads[row.id]), reads[row.id][-1]) for row in rows])
+    model = SimpleNamespace(step_logits=lambda rows: [Scores(np.array(reads[r.id]), reads[r.id][-1]) for r in rows])
     dev = Dev([expert], [bad], [0], [], [], [])
     plain, before = dev_scores(model, dev)  # type: ignore[arg-type]
     assert "dev/exact_labelled" not in plain

@@ -16,14 +16,12 @@ from rairl.evaluate.first_error import (
     choose_threshold,
     detection_figures,
     f1,
-    first_error,
-    first_error_or_none,
     located_figures,
     logprob_predictions,
     step_auc_figures,
-    suspicion,
     trivial_predictions,
 )
+from rairl.models.calibration import first_error, first_error_or_none, suspicion
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

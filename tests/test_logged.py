@@ -163,7 +163,7 @@ def test_real_candidates_are_judged_as_the_file_says() -> None:
 @real
 def test_the_preset_keeps_labelled_and_held_out_questions_out_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    params = load_params("presets/gsm8k-logged.yaml")
+    params = load_params("rairl/presets/gsm8k-logged.yaml")
     assert isinstance(params.dataset, LoggedDataset)
     traces, notes = logged.build(params.dataset, params.seed)
     assert notes["questions"] == {

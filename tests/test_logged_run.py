@@ -47,7 +47,7 @@ def every_third(path: Path, folder: Path) -> str:
 
 
 def test_the_logged_preset_runs_on_real_text(tmp_path: Path, shared_data: Path) -> None:
-    values = small(yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text()), shared_data)
+    values = small(yaml.safe_load((ROOT / "rairl" / "presets" / "gsm8k-logged.yaml").read_text()), shared_data)
     values["dataset"]["labelled"] = [every_third(Path(path), tmp_path) for path in values["dataset"]["labelled"]]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "rairl.cli.main", "run", "--dir", "out"]
@@ -95,7 +95,7 @@ def own_files_give_the_same(out: Path, files: list[str], figures: dict[str, Any]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    values = small(yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text()), tmp_path)
+    values = small(yaml.safe_load((ROOT / "rairl" / "presets" / "gsm8k-logged.yaml").read_text()), tmp_path)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "rairl.cli.main", "run", "--dir", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -105,6 +105,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_preset_names_files_beside_the_project() -> None:
-    values = yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text())["dataset"]
+    values = yaml.safe_load((ROOT / "rairl" / "presets" / "gsm8k-logged.yaml").read_text())["dataset"]
     for path in (values["demos"], values["logged"], *values["labelled"]):
         assert path.startswith("../shared/data/")

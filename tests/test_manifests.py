@@ -145,7 +145,7 @@ def test_a_mistake_would_be_seen(kind: str, name: str, path: tuple[Any, ...], va
 
 
 def test_the_parts_fit_together() -> None:
-    cluster = yaml.safe_load((ROOT / "configs" / "cluster.yaml").read_text())
+    cluster = yaml.safe_load((ROOT / "pipelines" / "cluster.yaml").read_text())
     assert of("PersistentVolumeClaim", cluster["volume"]["claim"])["spec"]["accessModes"] == ["ReadWriteMany"]
     pod = of("TrainingRuntime", "rairl")["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"][
         "template"

@@ -141,14 +141,14 @@ def test_scores_in_pieces_are_those_of_the_whole_and_one_piece_is_held(
 ) -> None:
     model = new_reward(tiny_policy, miniature.reward, seed=0).eval()
     path = write(tmp_path, *({**OURS, "id": str(at), "text": f"one\n{'two ' * (at % 7)}\n{at}"} for at in range(40)))
-    score, held = RewardModel.score, list[int]()
+    logits, held = RewardModel.step_logits, list[int]()
 
     def watched(self: RewardModel, traces: list[Trace], **options: Any) -> list[Any]:
         gc.collect()
         held.append(sum(type(thing) is Trace and thing.problem == OURS["problem"] for thing in gc.get_objects()))
-        return score(self, traces, chunk=8, **options)
+        return logits(self, traces, chunk=8, **options)
 
-    monkeypatch.setattr(RewardModel, "score", watched)
+    monkeypatch.setattr(RewardModel, "step_logits", watched)
     streamed = list(score_pieces(pieces(survey(path), 8), model, 40))
     assert len(held) == 5 and max(held) <= 2 * 8 + 1, "the piece, and at most the one before it"
     assert streamed == list(score_rows(read_own(path).traces, model))

@@ -14,7 +14,7 @@ from rairl.core.errors import RairlError
 from rairl.core.params import load_params, parse_params, parse_yaml
 
 ROOT = Path(__file__).parents[1]
-FILES = [ROOT / "params.yaml", ROOT / "tests" / "miniature.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
+FILES = [ROOT / "params.yaml", ROOT / "tests" / "miniature.yaml", *sorted((ROOT / "rairl" / "presets").glob("*.yaml"))]
 
 
 @pytest.fixture

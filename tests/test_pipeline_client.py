@@ -142,7 +142,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipelines.run import compile_pipeline
 
     path = tmp_path_factory.mktemp("package") / "rairl.yaml"
-    compile_pipeline(path, ROOT / "configs" / "cluster.yaml")
+    compile_pipeline(path)
     return path
 
 
@@ -179,7 +179,7 @@ def test_a_run_is_submitted_with_the_parameters_and_fields_that_were_given(
 
 def test_an_experiment_that_is_there_is_used_and_a_pipeline_is_compiled_on_the_way(server: Server) -> None:
     server.experiments["e"] = {"experiment_id": "e", "display_name": "rairl"}
-    cluster = ("--cluster", ROOT / "configs" / "cluster.yaml")
+    cluster = ("--cluster", ROOT / "pipelines" / "cluster.yaml")
     done = call("submit", "--endpoint", server.url, *PARAMS, *cluster)
     assert done.exit_code == 0, done.output
     assert set(server.experiments) == {"e"}

@@ -19,7 +19,7 @@ from rairl.stages.layout import INPUTS, OUTPUTS, STAGES, producer
 from rairl.stages.runner import TOGETHER
 
 ROOT = Path(__file__).parents[1]
-CLUSTER = ROOT / "configs" / "cluster.yaml"
+CLUSTER = ROOT / "pipelines" / "cluster.yaml"
 EXTRA = ("configure", "variants", "register", "finish")
 LOOP = "the loop's item"
 
@@ -295,7 +295,7 @@ def test_the_image_comes_from_the_command_line(tmp_path: Path) -> None:
 def test_the_pipeline_compiles_without_the_learning_stack(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipelines.run import compile_pipeline\n"
-        "compile_pipeline(Path(sys.argv[1]), Path('configs/cluster.yaml'))\n"
+        "compile_pipeline(Path(sys.argv[1]))\n"
         "print(*sorted({'torch', 'transformers', 'mlflow', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run(

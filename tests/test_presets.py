@@ -34,6 +34,11 @@ def test_the_presets_are_those_of_the_published_runs() -> None:
     assert presets.names("method") == ["dense", "interval", "sparse", "step", "v1", "v2"]
 
 
+def test_the_default_parameters_come_with_the_package(root: Path) -> None:
+    kept = (root / "params.yaml").read_text()
+    assert (presets.FOLDER / "arithmetic.yaml").read_text() == kept, "cp params.yaml rairl/presets/arithmetic.yaml"
+
+
 def published_optimiser(params: Params) -> bool:
     """Of all versions: paged AdamW of 8 bits, betas .9 and .99, weight decay .1; gradients are clipped to norm 1."""
     return MAX_NORM == 1.0 and all(

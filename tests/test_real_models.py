@@ -142,7 +142,7 @@ def checked(folder: Path, params: Params) -> None:
     assert params.system is not None and params.system in prompt
     reward = RewardModel.from_pretrained(folder / "models/reward")
     experts = read_traces(folder / "data/dev.jsonl")
-    scores = reward.score(experts)
+    scores = reward.step_logits(experts)
     assert all(len(one.steps) == len(trace.steps) for one, trace in zip(scores, experts, strict=True))
     rollouts = read_traces(folder / "rollouts/iteration-00000.jsonl")
     assert {trace.source for trace in rollouts} == {"policy"} and all("<|" not in trace.problem for trace in rollouts)

@@ -22,7 +22,6 @@ from rairl.core.params import Params, parse_params
 from rairl.core.stats import Estimate, exact, to_json
 from rairl.core.traces import Trace, relabel, write_traces
 from rairl.datasets import arithmetic, arithmetic_problem
-from rairl.evaluate.best_of_n import AGGREGATORS
 from rairl.evaluate.candidates import POLICIES, candidates_path
 from rairl.evaluate.likelihood import likelihoods, write_likelihoods
 from rairl.evaluate.questions import read_questions
@@ -30,6 +29,7 @@ from rairl.evaluate.scores import Saved, read_scores
 from rairl.evaluate.shortcuts import FALSIFIED, NOT_SUPPORTED, NOT_TESTED, SUPPORTED
 from rairl.evaluate.trace_edits import HIDDEN
 from rairl.evaluate.variants import VARIANTS
+from rairl.models.calibration import AGGREGATORS
 from rairl.models.reward import RewardModel, new_reward
 from rairl.report import labels
 from rairl.report.claims import RERANKING, adjusted, claims, difference_verdict, p_value

@@ -16,7 +16,6 @@ from rairl.core.stats import pass_at_k
 from rairl.core.traces import Trace
 from rairl.evaluate.best_of_n import (
     accuracy_by_source,
-    aggregate,
     auroc_figures,
     baseline_scores,
     best_of_n,
@@ -27,6 +26,7 @@ from rairl.evaluate.best_of_n import (
     weighted_vote_of_n,
 )
 from rairl.evaluate.likelihood import Likelihood
+from rairl.models.calibration import aggregate
 from rairl.models.likelihood import LogProbs
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"

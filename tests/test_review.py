@@ -7,24 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from browser import Browser, chromium, needs_browser
+from conftest import FixedReward
 
 from rairl.core.errors import RairlError
 from rairl.core.traces import Trace, read_traces, write_traces
-from rairl.models.calibration import Calibration
-from rairl.models.reads import Scores
-from rairl.use.apply import localise_rows, location_figures, traces_page, with_labels
-
-
-class Fixed:
-    """A reward that reads the scores out of the traces' meta."""
-
-    calibration = Calibration(aggregator="mean", locator="drop", threshold=-1.5)
-
-    def score(self, traces: list[Trace], *, progress: bool = False) -> list[Scores]:
-        return [Scores(np.array(trace.meta["reads"], dtype=float), trace.meta["reads"][-1]) for trace in traces]
+from rairl.use.apply import localise_rows, location_figures
+from rairl.use.review import traces_page, with_labels
 
 
 def solution(key: str, group: str, reads: list[float], **more: Any) -> Trace:
@@ -46,7 +36,7 @@ def traces() -> list[Trace]:
 
 @pytest.fixture
 def page(tmp_path: Path, traces: list[Trace]) -> Path:
-    rows = list(localise_rows(traces, Fixed()))  # type: ignore[arg-type]
+    rows = list(localise_rows(traces, FixedReward()))  # type: ignore[arg-type]
     path = tmp_path / "review.html"
     path.write_text(traces_page(traces, rows, "drop", "mine.jsonl", review=True), encoding="utf-8")
     return path
@@ -107,13 +97,13 @@ def test_a_reviewer_pages_marks_downloads_and_the_labels_are_scored(
     assert (given["b1"].labelled, given["b1"].meta) == (False, {"comment": "née d"})
     judged = with_labels(traces, labels)
     assert [trace.labelled for trace in judged] == [True, True, False]
-    figures = location_figures(judged, list(localise_rows(judged, Fixed())), "drop")  # type: ignore[arg-type]
+    figures = location_figures(judged, list(localise_rows(judged, FixedReward())), "drop")  # type: ignore[arg-type]
     assert (figures["reward.exact"].value, figures["reward.exact"].n) == (0.0, 1)  # it pointed at step 2
 
 
 @needs_browser
 def test_the_page_without_review_still_pages(browser: Browser, traces: list[Trace], tmp_path: Path) -> None:
-    rows = list(localise_rows(traces, Fixed()))  # type: ignore[arg-type]
+    rows = list(localise_rows(traces, FixedReward()))  # type: ignore[arg-type]
     path = tmp_path / "look.html"
     path.write_text(traces_page(traces, rows, "drop", "mine.jsonl"), encoding="utf-8")
     browser.open(path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from rairl.models.policy import load_policy, save_policy
 from rairl.models.reading import encode, recomputes, token_at
 from rairl.models.reads import read_tokens
 from rairl.models.reward import RewardModel, new_reward, reward_on, token_surprise
+from rairl.use.apply import localise_rows, score_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,9 +91,9 @@ def test_features_equal_a_plain_loop(surprisal: RewardModel, demos: list[Trace])
 
 
 def test_scores_do_not_depend_on_the_company(surprisal: RewardModel, demos: list[Trace]) -> None:
-    together = surprisal.score(demos)
+    together = surprisal.step_logits(demos)
     for trace, scores in zip(demos, together, strict=True):
-        alone = surprisal.score([trace])[0]
+        alone = surprisal.step_logits([trace])[0]
         np.testing.assert_allclose(scores.steps, alone.steps, atol=1e-4)
         assert scores.last == pytest.approx(alone.last, abs=1e-4)
         assert len(scores.steps) == len(trace.steps)
@@ -99,7 +101,7 @@ def test_scores_do_not_depend_on_the_company(surprisal: RewardModel, demos: list
 
 def test_a_step_between_two_reads_takes_the_next_one(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
     model = new_reward(tiny_policy, change(miniature, granularity="sparse"), seed=1)
-    scores = model.score(demos[:1])[0]
+    scores = model.step_logits(demos[:1])[0]
     assert set(scores.steps.tolist()) == {scores.last}
 
 
@@ -109,7 +111,7 @@ def test_future_steps_do_not_change_the_read(surprisal: RewardModel, demos: list
     cut = trace.steps[1].start
     other = replace(trace, text=trace.text[:cut] + trace.text[cut:].translate(str.maketrans("123456789", "234567891")))
     assert other.text != trace.text
-    mine, theirs = surprisal.score([trace])[0], surprisal.score([other])[0]
+    mine, theirs = surprisal.step_logits([trace])[0], surprisal.step_logits([other])[0]
     assert mine.steps[0] == pytest.approx(theirs.steps[0], abs=1e-5)
 
 
@@ -138,12 +140,12 @@ def test_folder_loads_back(kind: str, tiny_policy: Path, miniature: Params, demo
     model = new_reward(tiny_policy, params, seed=1)
     model.calibration = Calibration("min", "argmin", -0.5)
     step(model, demos[:4], rate=0.01)
-    scores = model.score(demos)
+    scores = model.step_logits(demos)
     model.train()  # as in the middle of a run
     model.save_pretrained(tmp_path)
     again = RewardModel.from_pretrained(tmp_path)
     assert again.calibration == model.calibration and again.params == model.params
-    for before, after, loaded in zip(scores, model.score(demos), again.score(demos), strict=True):
+    for before, after, loaded in zip(scores, model.step_logits(demos), again.step_logits(demos), strict=True):
         assert before.steps.tolist() == after.steps.tolist()
         np.testing.assert_allclose(before.steps, loaded.steps, atol=1e-5)
     assert len({one.last for one in scores}) > 1
@@ -161,7 +163,7 @@ def test_a_folder_of_an_earlier_version_is_read_where_it_means_the_same(
         return RewardModel.from_pretrained(tmp_path)
 
     again = load(form="logit", interval=15, spectral_norm=False, gradient_penalty=0.0, ema=0.0)
-    assert again.score(demos[:1])[0].last == surprisal.score(demos[:1])[0].last
+    assert again.step_logits(demos[:1])[0].last == surprisal.step_logits(demos[:1])[0].last
     for key, value in {"form": "airl", "interval": 30, "spectral_norm": True}.items():
         with pytest.raises(RairlError, match=rf"reward\.{key} is .*99a757a"):
             load(**{key: value})
@@ -198,7 +200,7 @@ def test_linear_head_loads_in_plain_transformers(linear: RewardModel, demos: lis
     with torch.no_grad():
         logits = plain(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
     assert logits.shape[-1] == 1
-    assert logits[0, -1, 0].item() == pytest.approx(linear.score(demos[:1])[0].last, abs=1e-4)
+    assert logits[0, -1, 0].item() == pytest.approx(linear.step_logits(demos[:1])[0].last, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -256,7 +258,7 @@ def test_dropout_acts_in_front_of_the_last_map_and_only_in_training(
         model.logits(reads)
         assert (seen[0] == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
         assert not (seen[1] == 0).any()
-        assert [one.last for one in model.score(demos)] == [one.last for one in without.score(demos)]
+        assert [one.last for one in model.step_logits(demos)] == [one.last for one in without.step_logits(demos)]
 
 
 def test_a_checkpoint_holds_all_that_learns(tiny_policy: Path, miniature: Params, demos: list[Trace]) -> None:
@@ -266,7 +268,7 @@ def test_a_checkpoint_holds_all_that_learns(tiny_policy: Path, miniature: Params
     state = model.learned_state()
     assert not any("base_layer" in name or name.startswith("backbone") for name in state)
     again.load_state_dict(state, strict=False)
-    for one, other in zip(model.score(demos), again.score(demos), strict=True):
+    for one, other in zip(model.step_logits(demos), again.step_logits(demos), strict=True):
         assert one.steps.tolist() == other.steps.tolist()
 
 
@@ -293,7 +295,7 @@ def test_a_bfloat16_body_feeds_a_float32_head(
         learns = model.params.train == "full"  # in float32, while it computes in bfloat16
         assert next(model.backbone.parameters()).dtype == (torch.float32 if learns else torch.bfloat16)
         reads = model.read(demos[:2])
-        assert reads.features.dtype == torch.float32 and np.isfinite(model.score(demos[:1])[0].last)
+        assert reads.features.dtype == torch.float32 and np.isfinite(model.step_logits(demos[:1])[0].last)
 
 
 def test_a_trace_beyond_the_backbones_positions_is_named(
@@ -304,10 +306,10 @@ def test_a_trace_beyond_the_backbones_positions_is_named(
     policy.config.max_position_embeddings = length
     save_policy(tmp_path, policy, tokenizer)
     model = new_reward(tmp_path, miniature.reward, seed=1)
-    assert len(model.score(demos[:1])) == 1
+    assert len(model.step_logits(demos[:1])) == 1
     longer = replace(demos[0], text=demos[0].text + "1")
     with pytest.raises(RairlError, match=rf"'{demos[0].id}' has {length + 1} tokens .* at most {length};"):
-        model.score([longer])
+        model.step_logits([longer])
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +364,7 @@ def test_a_backbone_with_another_tokenizer_reads_at_the_right_characters(
     assert straddles  # or this tokenizer would prove little
     model.save_pretrained(tmp_path)
     again = RewardModel.from_pretrained(tmp_path)
-    for one, other, trace in zip(model.score(demos), again.score(demos), demos, strict=True):
+    for one, other, trace in zip(model.step_logits(demos), again.step_logits(demos), demos, strict=True):
         assert len(one.steps) == len(trace.steps)
         np.testing.assert_allclose(one.steps, other.steps, atol=1e-5)
 
@@ -408,9 +410,38 @@ def test_a_backbone_that_is_nowhere_is_named_with_its_key(tmp_path: Path) -> Non
         load_source("base.source", str(tmp_path), None)
 
 
+def test_texts_are_scored_as_the_rows_of_a_file_are(surprisal: RewardModel, demos: list[Trace]) -> None:
+    model = surprisal.calibrated(aggregator="mean", threshold=0.0)
+    rows = list(score_rows(demos[:3], model))
+    results = model.score([trace.problem for trace in demos[:3]], [trace.text for trace in demos[:3]])
+    assert [asdict(result)["steps"] for result in results] == [tuple(row["steps"]) for row in rows]
+    assert [result.score for result in results] == [row["score"] for row in rows]
+    assert [result.first_error for result in results] == [row["first_error"] for row in localise_rows(demos[:3], model)]
+    given, found = model.score("p", ["one", "two"]), model.score("p", "one\ntwo")
+    assert given == found and [step.text for step in given.steps] == ["one", "two"]
+    assert model.score("p", " ").first_error is None and model.score([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "solution", "message"),
+    [
+        ("p", "", "trace '0' has no text"),
+        ("p", ["a", " "], "trace '0': field 'steps': item 1"),
+        (["p", "p"], ["a", "b\ud800"], "trace '1': half of a surrogate pair"),
+        (["p"], [None], "trace '0': a solution is a text or a list"),
+        (["p"], "a", "there are 1 problems and one text"),
+        (["p"], ["a", "b"], "there are 1 problems and 2"),
+        (["p", "p"], ["a", "b " * 900], "trace '1' has .* tokens"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(surprisal: RewardModel, problem: Any, solution: Any, message: str) -> None:
+    with pytest.raises(RairlError, match=message):
+        surprisal.score(problem, solution)
+
+
 def test_prompts_and_foreign_folders_are_refused(surprisal: RewardModel, tmp_path: Path) -> None:
     with pytest.raises(RairlError, match="'p' has no text"):
-        surprisal.score([Trace("p", "problem")])
+        surprisal.step_logits([Trace("p", "problem")])
     with pytest.raises(RairlError, match=r"reward\.json is missing"):
         RewardModel.from_pretrained(tmp_path)
     (tmp_path / "reward.json").write_text(json.dumps({"format": 99}))

@@ -6,16 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from conftest import FixedReward
 
 from rairl.core.errors import RairlError
 from rairl.core.params import Params
 from rairl.core.traces import Trace
 from rairl.models.calibration import Calibration
-from rairl.models.reads import Scores
 from rairl.tracking.courier import stage_run
 from rairl.tracking.pyfunc import REQUIREMENTS, requirements
 from rairl.tracking.store import tracking_uri
@@ -71,26 +69,23 @@ def test_a_solution_that_makes_no_sense_is_named(request_: dict, message: str) -
     ],
 )
 def test_a_verdict_follows_the_calibration(calibration: Calibration, score: float, first_error: int) -> None:
-    scores = Scores(np.array([1.0, 3.0, -1.0, 0.0]), -2.0)
-    model = SimpleNamespace(calibration=calibration, score=lambda traces: [scores for _ in traces])
-    (verdict,) = judge(model, [Trace("a", "b")])  # type: ignore[arg-type]
+    model = FixedReward()
+    model.calibration = calibration
+    row = {"id": "a", "problem": "p", "steps": ["b", "c", "d", "e"], "meta": {"reads": [1.0, 3.0, -1.0, 0.0, -2.0]}}
+    (verdict,) = judge(model, [Trace.from_json(row)])  # type: ignore[arg-type]
     assert verdict.step_scores == [1.0, 3.0, -1.0, 0.0]
     assert (verdict.score, verdict.first_error) == (score, first_error)
 
 
 def test_a_trace_without_steps_has_a_score_and_no_wrong_step() -> None:
-    model = SimpleNamespace(calibration=Calibration(), score=lambda traces: [Scores(np.zeros(0), 0.5)])
-    (verdict,) = judge(model, [Trace("a", "b")])  # type: ignore[arg-type]
+    (verdict,) = judge(FixedReward(), [Trace("a", "b", meta={"reads": [0.5]})])  # type: ignore[arg-type]
     assert (verdict.step_scores, verdict.score, verdict.first_error) == ([], 0.5, -1)
 
 
 def test_ranks_are_among_the_solutions_of_a_problem() -> None:
     values = {"a": 0.5, "b": 2.0, "c": 0.5, "d": -1.0}
-    model = SimpleNamespace(
-        calibration=Calibration(), score=lambda traces: [Scores(np.zeros(0), values[trace.id]) for trace in traces]
-    )
-    traces = [Trace(key, "q" if key == "d" else "p") for key in values]
-    assert [verdict.rank for verdict in judge(model, traces)] == [2, 1, 2, 1]  # type: ignore[arg-type]
+    traces = [Trace(key, "q" if key == "d" else "p", meta={"reads": [read]}) for key, read in values.items()]
+    assert [verdict.rank for verdict in judge(FixedReward(), traces)] == [2, 1, 2, 1]  # type: ignore[arg-type]
 
 
 def test_a_request_has_limits() -> None:
@@ -159,7 +154,9 @@ def test_the_champion_loads_elsewhere_with_its_own_code(project: Path, miniature
         {"problem": "How many are 2 and 2?", "steps": ["2 + 2 = 4", "4 * 3 = 12"], "answer": "12"},
         {"problem": "How many are 3 and 3?", "text": TEXT},
     ]
-    expected = RewardModel.from_pretrained(tiny_reward).score([to_trace(Solution(**request)) for request in requests])
+    expected = RewardModel.from_pretrained(tiny_reward).step_logits(
+        [to_trace(Solution(**request)) for request in requests]
+    )
 
     elsewhere = project.parent / "elsewhere"
     elsewhere.mkdir()

@@ -14,9 +14,9 @@ SCRIPT = Path(__file__).parent / "sharded.py"
 
 
 def launch(folder: Path, *cases: str) -> None:
-    """``accelerate launch`` with configs/accelerate/fsdp.yaml; without a GPU the processes talk over gloo."""
+    """``accelerate launch`` with rairl/kubeflow/accelerate/fsdp.yaml; without a GPU the processes talk over gloo."""
     root = SCRIPT.parents[1]
-    config = root / "configs" / "accelerate" / "fsdp.yaml"
+    config = root / "rairl" / "kubeflow" / "accelerate" / "fsdp.yaml"
     words = ["--config_file", str(config), "--num_processes", "2", str(SCRIPT), str(folder), *cases]
     environment = {**os.environ, "PYTHONPATH": str(root), "TQDM_DISABLE": "1"}
     done = subprocess.run(

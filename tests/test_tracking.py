@@ -553,7 +553,7 @@ def test_a_reward_travels_over_http(
 
     from rairl.models.reward import new_reward
     from rairl.tracking.registry import read_versions
-    from rairl.use.load import load_reward
+    from rairl.use.load import load
 
     server.start()
     model = new_reward(tiny_policy, miniature.reward, seed=0).calibrated(aggregator="min", threshold=-1.0)
@@ -564,9 +564,9 @@ def test_a_reward_travels_over_http(
         run.promote_champion("dev/score")
     shutil.rmtree(project / "checkpoint")
     monkeypatch.chdir(project.parent)
-    read = load_reward("models:/rairl-reward@champion")
+    read = load("models:/rairl-reward@champion")
     assert read.calibration == model.calibration
-    for one, other in zip(read.score(demos[:3]), model.score(demos[:3]), strict=True):
+    for one, other in zip(read.step_logits(demos[:3]), model.step_logits(demos[:3]), strict=True):
         assert one.steps.tolist() == pytest.approx(other.steps.tolist(), abs=1e-5)
     (version,) = read_versions("rairl-reward")
     assert (version.number, version.aliases, version.scores) == (1, ("candidate", "champion"), {"dev/score": 0.75})
@@ -577,7 +577,7 @@ def test_a_reward_travels_over_http(
         pass
     server.kill()
     with pytest.raises(RairlError, match=r"MLflow at http://127\.0\.0\.1"):
-        load_reward("models:/rairl-reward@champion")
+        load("models:/rairl-reward@champion")
 
 
 # --- a run of Kubeflow Pipelines ------------------------------------------------------------------------------------

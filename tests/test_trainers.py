@@ -1,9 +1,8 @@
-"""The reward inside other libraries: TRL's GRPO trainer, and transformers' generate."""
+"""The reward inside other libraries: TRL's GRPO trainer, and decoding with transformers' generate."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,9 @@ import pytest
 from rairl.core.errors import RairlError
 from rairl.core.params import Params
 from rairl.core.traces import Trace
-from rairl.models.calibration import Calibration
+from rairl.models.calibration import TraceScore
 from rairl.models.policy import load_policy
-from rairl.models.reads import Scores
 from rairl.models.reward import RewardModel, new_reward
-from rairl.use.guided import _until_end, guided_decode
 from rairl.use.trl import reward_function, token_advantages, token_level, token_rewards
 
 
@@ -37,7 +34,7 @@ def test_texts_and_conversations_score_alike_and_as_the_model_says(reward: Rewar
     score = reward_function(reward)
     prompts, texts = [trace.problem for trace in demos[:4]], [trace.text for trace in demos[:4]]
     plain = score(prompts=prompts, completions=texts, completion_ids=[[1]] * 4, anything=["else"] * 4)
-    assert plain == pytest.approx([one.steps.mean() for one in reward.score(demos[:4])])
+    assert plain == pytest.approx([one.steps.mean() for one in reward.step_logits(demos[:4])])
     asked = [[{"role": "system", "content": "s"}, {"role": "user", "content": prompt}] for prompt in prompts]
     said = [[{"role": "assistant", "content": text}] for text in texts]
     assert score(prompts=asked, completions=said) == pytest.approx(plain)
@@ -134,7 +131,7 @@ def test_the_evidence_of_a_step_stands_at_its_last_token(
     ids = [[*tokenizer(trace.text)["input_ids"], tokenizer.eos_token_id] for trace in demos[:2]]
     rewards = token_rewards(reward, tokenizer, [trace.problem for trace in demos[:2]], ids)
     assert rewards.shape == (2, max(map(len, ids)))
-    for trace, one, row, scores in zip(demos, ids, rewards, reward.score(demos[:2]), strict=False):
+    for trace, one, row, scores in zip(demos, ids, rewards, reward.step_logits(demos[:2]), strict=False):
         at = row.nonzero().ravel().tolist()
         assert row.sum().item() == pytest.approx(scores.last, abs=1e-4)
         # Up to the token that ends step k the rewards have summed up to the logit read there.
@@ -167,51 +164,21 @@ def test_an_empty_completion_has_a_reward_at_its_end_token(reward: RewardModel, 
     assert rewards[0, 0] != 0 and not rewards[0, 1:].any()
 
 
-# --- guided decoding --------------------------------------------------------------------------------------------------
+# --- the script that measures guided decoding -------------------------------------------------------------------------
 
 
-class Likes:
-    """A reward that counts a letter."""
+def test_guided_decoding_is_deterministic_and_follows_the_reward(
+    tiny_policy: Path, reward: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scripts.guided_decoding import guided_decode
 
-    calibration = Calibration(aggregator="last")
+    def letters(traces: list[Trace]) -> list[TraceScore]:
+        return [TraceScore(float(trace.text.count("e")), (), None) for trace in traces]
 
-    def __init__(self, letter: str) -> None:
-        self.letter = letter
+    def decode(k: int) -> Trace:
+        options: dict[str, Any] = {"k": k, "max_steps": 6, "max_step_tokens": 10}
+        return guided_decode(*load_policy(tiny_policy), reward, "How many are 2 and 2?", **options)
 
-    def score(self, traces: list[Trace]) -> list[Scores]:
-        counts = [float(trace.text.count(self.letter)) for trace in traces]
-        return [Scores(np.full(len(trace.steps), n), n) for trace, n in zip(traces, counts, strict=True)]
-
-
-def decode(policy: Path, reward: Any, **options: Any) -> Trace:
-    values: dict[str, Any] = {"k": 4, "max_steps": 6, "max_step_tokens": 10, "seed": 0, **options}
-    return guided_decode(*load_policy(policy), reward, "How many are 2 and 2?", **values)
-
-
-def test_more_choices_please_the_reward_more(tiny_policy: Path) -> None:
-    found = [decode(tiny_policy, Likes("e"), k=k).text.count("e") for k in (1, 16)]
-    assert found[1] > found[0] + 3
-
-
-def test_it_is_deterministic_and_counts_what_it_sampled(tiny_policy: Path, reward: RewardModel) -> None:
-    import torch
-
-    state = torch.random.get_rng_state()
-    first = decode(tiny_policy, reward)
-    assert torch.equal(torch.random.get_rng_state(), state)  # nobody else's numbers are used up
-    assert first == decode(tiny_policy, reward)
-    assert first.text != decode(tiny_policy, reward, seed=1).text
-    tokens = len(load_policy(tiny_policy)[1](first.text)["input_ids"])
-    assert tokens <= first.meta["tokens"] <= 4 * 6 * 10
-    assert decode(tiny_policy, reward, max_steps=1).meta["tokens"] <= 4 * 10
-
-
-def test_a_row_ends_at_the_end_token_but_not_at_padding_behind_a_line_break() -> None:
-    words = {1: "a", 2: "b\n"}
-    tokenizer = SimpleNamespace(
-        eos_token_id=0, pad_token_id=0, decode=lambda ids, **_: "".join(words[token] for token in ids)
-    )
-    assert _until_end([1, 1, 0, 0], tokenizer) == ([1, 1], True)  # type: ignore[arg-type]
-    assert _until_end([1, 2, 0, 0], tokenizer) == ([1, 2], False)  # type: ignore[arg-type]
-    assert _until_end([1, 1], tokenizer) == ([1, 1], False)  # type: ignore[arg-type]
-    assert _until_end([0, 0], tokenizer) == ([], True)  # type: ignore[arg-type]
+    assert decode(2) == decode(2)
+    monkeypatch.setattr(reward, "score_traces", letters)
+    assert decode(16).text.count("e") > decode(1).text.count("e") + 3

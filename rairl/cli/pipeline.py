@@ -18,7 +18,10 @@ from rairl.core.params import load_params
 app = typer.Typer(no_args_is_help=True, help="The stages as a Kubeflow pipeline.")
 
 PARAMS = Annotated[Path, typer.Option("--params", help="parameter file")]
-CLUSTER = Annotated[Path, typer.Option("--cluster", help="the cluster's description")]
+CLUSTER = Annotated[
+    Path | None,
+    typer.Option("--cluster", help="the cluster's description; by default the package's pipelines/cluster.yaml"),
+]
 IMAGE = Annotated[
     str | None,
     typer.Option("--image", envvar="RAIRL_IMAGE", help="image of every task; a new build needs a new tag"),
@@ -42,7 +45,7 @@ OVER = {"SUCCEEDED": 0, "SKIPPED": 0, "FAILED": 1, "CANCELED": 1, "CANCELLED": 1
 @app.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", help="file to write")] = Path("rairl.yaml"),
-    cluster: CLUSTER = Path("configs/cluster.yaml"),
+    cluster: CLUSTER = None,
     image: IMAGE = None,
 ) -> None:
     """Write the pipeline for a cluster as YAML, to be uploaded or submitted."""
@@ -82,7 +85,7 @@ def run_local_(
 def submit(
     endpoint: ENDPOINT,
     params: PARAMS = Path("params.yaml"),
-    cluster: CLUSTER = Path("configs/cluster.yaml"),
+    cluster: CLUSTER = None,
     image: IMAGE = None,
     file: Annotated[Path | None, typer.Option("--file", help="submit this compiled pipeline instead")] = None,
     seeds: SEEDS = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +29,8 @@ def params(
 ) -> None:
     """Write parameters composed from presets, print one, or check a file; without anything, list the presets.
 
-    rairl params dataset=gsm8k model=qwen3-4b method=interval policy.kl=0.05 writes params.yaml from
-    presets/{dataset,model,method}/ and the changes given. A later word wins.
+    rairl params dataset=gsm8k model=qwen3-4b method=interval policy.kl=0.05 writes params.yaml from three presets
+    and the changes given; a later word wins. rairl params --preset arithmetic prints the default parameters.
     """
     if words:
         import yaml
@@ -66,24 +65,6 @@ def params(
         raise unknown(f"preset {preset!r}", preset, names)
     else:
         print((FOLDER / f"{preset}.yaml").read_text(encoding="utf-8"), end="")
-
-
-@app.command()
-def paper(
-    cell: Annotated[str, typer.Argument(help="of the published table, gsm8k/qwen3-4b/interval say", metavar="CELL")],
-    folder: Annotated[Path, typer.Option("--dir", help="folder of the finished run, with its params.yaml")] = Path("."),
-    page: Annotated[Path, typer.Option(help="the page with the table")] = Path("docs/results.md"),
-) -> None:
-    """Fill in a row of the published table from a finished run; `make paper` runs the cell first."""
-    from rairl.paper import fill, present_commit
-
-    figures = folder / "metrics.json"
-    if not figures.is_file():
-        raise RairlError(f"{figures} does not exist; run the cell first, with `make paper CELL={cell}`")
-    params = load_params(folder / "params.yaml")
-    read = json.loads(figures.read_text(encoding="utf-8"))
-    text = fill(page.read_text(encoding="utf-8"), cell, read, params, present_commit(Path(__file__).parent))
-    write_text(page, text)
 
 
 @app.command()

@@ -89,9 +89,9 @@ def score(file: FILE, reward: REWARD, output: OUTPUT = None, form: FORMAT = "aut
     malformed = survey(file, form=form, skip_bad=skip_bad).left_out
     for message in malformed:
         say(f"left out: {message}")
-    from rairl.use.load import load_reward
+    from rairl.use.load import load
 
-    model = load_reward(reward)
+    model = load(reward)
     found = survey(file, form=form, skip_bad=skip_bad, check=model.require_readable)
     for message in found.left_out:
         if message not in malformed:
@@ -144,7 +144,8 @@ def localise(
     (or "labelled" without one) is given, how often they are right is printed at the end.
     """
     from rairl.report.labels import LOCATOR_LABELS
-    from rairl.use.apply import localise_rows, location_figures, traces_page, with_labels
+    from rairl.use.apply import localise_rows, location_figures
+    from rairl.use.review import traces_page, with_labels
 
     traces, model = _own(file, reward, form, skip_bad)
     if labels is not None:
@@ -181,7 +182,8 @@ def view(
     Each step is coloured by its reward, the suspected one marked, other solutions of the problem beside it. The
     reviewer marks the true first wrong step, adds a comment, and downloads the labels for `rairl localise --labels`.
     """
-    from rairl.use.apply import localise_rows, traces_page
+    from rairl.use.apply import localise_rows
+    from rairl.use.review import traces_page
 
     traces, model = _own(file, reward, form, skip_bad)
     rows = list(localise_rows(traces, model))
@@ -198,10 +200,10 @@ def serve(
 
     A request is {"inputs": [{"problem": ..., "text": ...}, ...]}; see docs/own-candidates.md for fields and limits.
     """
-    from rairl.use.load import load_reward
+    from rairl.use.load import load
     from rairl.use.server import serve as listen
 
-    model = load_reward(reward)
+    model = load(reward)
     say(f"serving {reward} at http://{host}:{port}  (Ctrl-C ends it)")
     listen(model, host, port)
 
@@ -228,9 +230,9 @@ def _own(file: Path, reward: str, form: str, skip_bad: bool) -> tuple[list[Trace
     own = read_own(file, form=form, skip_bad=skip_bad)
     for message in own.left_out:
         say(f"left out: {message}")
-    from rairl.use.load import load_reward
+    from rairl.use.load import load
 
-    model = load_reward(reward)
+    model = load(reward)
     kept = require(own, model.require_readable, skip_bad=skip_bad)
     for message in kept.left_out[len(own.left_out) :]:
         say(f"left out: {message}")

@@ -26,35 +26,8 @@ if TYPE_CHECKING:
     from rairl.evaluate.likelihood import Likelihood
     from rairl.models.calibration import Calibration
 
-AGGREGATORS = ("last", "mean", "min", "product", "discounted")
-"""How the reads of a trace become its score; chosen on dev, never on the candidates."""
-DISCOUNT = 0.5
-"""Weight of a read relative to the next one, for ``discounted``: the .95 per token of arXiv 2510.01857's code over a
-step of 14 tokens."""
 SUBSETS = 20_000
 """Largest number of N-subsets that a weighted vote goes through one by one; of more, this many random ones."""
-
-
-def aggregate(steps: np.ndarray, last: float, how: str) -> float:
-    """Score of a trace from the reward's reads.
-
-    Args:
-        steps: ``(n_steps,)``, the logit read at each step's end.
-        last: the logit read at the end of the text.
-        how: ``last`` is that final logit; ``mean`` and ``min`` go over the steps; ``product`` is the logarithm of the
-            product of the steps' probabilities ``sigmoid(z_k)``; ``discounted`` is the mean over the steps with weights
-            that halve from each step to the one before it. A trace without steps has one read only, the last, and
-            that is its score under every rule.
-    """
-    if how not in AGGREGATORS:
-        raise RairlError(f"aggregator {how!r} is unknown; it is one of {', '.join(AGGREGATORS)}")
-    if how == "last" or len(steps) == 0:
-        return float(last)
-    if how == "product":
-        return float(-np.logaddexp(0, -steps).sum())
-    if how == "discounted":
-        return float(np.average(steps, weights=DISCOUNT ** np.arange(len(steps) - 1, -1, -1)))
-    return float(steps.mean() if how == "mean" else steps.min())
 
 
 def best_of_n(scores: Sequence[float], correct: Sequence[float], n: int) -> float:

@@ -18,10 +18,10 @@ import numpy as np
 
 from rairl.core.stats import within_pairs
 from rairl.core.traces import Trace
-from rairl.evaluate.best_of_n import AGGREGATORS, aggregate, expected_accuracy, vote_weights
-from rairl.evaluate.first_error import LOCATORS, choose_threshold, first_error
+from rairl.evaluate.best_of_n import expected_accuracy, vote_weights
+from rairl.evaluate.first_error import choose_threshold
 from rairl.evaluate.probability import fit_map
-from rairl.models.calibration import Calibration
+from rairl.models.calibration import AGGREGATORS, LOCATORS, Calibration, aggregate, first_error
 from rairl.models.reward import RewardModel
 from rairl.text.corrupt import perturb
 from rairl.text.equations import equations
@@ -130,7 +130,7 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
         chooses them, locator with the best mean of the ``dev/exact*``, threshold with
         the best F1 over experts, corruptions, those rollouts and the reviewer's traces, right ones included.
     """
-    scores = model.score([*dev.experts, *dev.corrupted, *dev.rollouts, *dev.labelled])
+    scores = model.step_logits([*dev.experts, *dev.corrupted, *dev.rollouts, *dev.labelled])
     first, second = len(dev.experts), len(dev.experts) + len(dev.corrupted)
     third = second + len(dev.rollouts)
     experts, corrupted, rollouts = scores[:first], scores[first:second], scores[second:third]

@@ -22,45 +22,7 @@ from rairl.core.stats import (
     within_pairs,
 )
 from rairl.core.traces import Trace
-
-LOCATORS = ("drop", "fall", "argmin")
-"""How reads become a suspicion per step; chosen on dev."""
-
-
-def suspicion(reads: np.ndarray, locator: str) -> np.ndarray:
-    """How little each step deserves trust: ``(n_steps,)``, the *lowest* is the most suspect.
-
-    Args:
-        reads: ``(n_steps,)``, the logit read at each step's end.
-        locator: ``drop`` takes the increments ``z_k - z_(k-1)`` with the prior logit 0 before the first step (the best
-            logit is a running sum of log-likelihood ratios, so its increment is the step's own evidence); ``fall``
-            takes the increments of the probability ``sigmoid(z_k) - sigmoid(z_(k-1))`` with the prior 1/2 (after the
-            first wrong step the logit goes on falling as evidence mounts, the probability hardly does); ``argmin``
-            takes the logits themselves.
-    """
-    if locator not in LOCATORS:
-        raise RairlError(f"locator {locator!r} is unknown; it is one of {', '.join(LOCATORS)}")
-    reads = np.asarray(reads, dtype=float)
-    if locator == "fall":
-        return np.diff((1 + np.tanh(reads / 2)) / 2, prepend=0.5)  # the sigmoid; np.exp would overflow
-    return np.diff(reads, prepend=0.0) if locator == "drop" else reads
-
-
-def first_error(reads: np.ndarray, locator: str) -> int:
-    """The most suspect step, given that one is wrong; the earliest of equals.
-
-    Raises:
-        RairlError: when there are no steps.
-    """
-    if len(reads) == 0:
-        raise RairlError("a trace without steps has no first wrong step")
-    return int(suspicion(reads, locator).argmin())
-
-
-def first_error_or_none(reads: np.ndarray, locator: str, threshold: float) -> int | None:
-    """The first step whose suspicion lies below ``threshold``, or None when no step's does."""
-    below = np.flatnonzero(suspicion(reads, locator) < threshold)
-    return int(below[0]) if len(below) else None
+from rairl.models.calibration import suspicion
 
 
 def f1(hit_wrong: np.ndarray | float, hit_right: np.ndarray | float) -> np.ndarray:
@@ -70,12 +32,14 @@ def f1(hit_wrong: np.ndarray | float, hit_right: np.ndarray | float) -> np.ndarr
 
 
 def choose_threshold(reads: Sequence[np.ndarray], truth: Sequence[int | None], locator: str) -> float:
-    """The threshold of :func:`first_error_or_none` with the best F1; midway between two suspicions. For dev data only.
+    """The threshold of :func:`~rairl.models.calibration.first_error_or_none` with the best F1. For dev data only.
+
+    It lies midway between two suspicions.
 
     Args:
         reads: per trace ``(n_steps,)``.
         truth: per trace the 0-based first wrong step, or None for a trace without one.
-        locator: see :func:`suspicion`.
+        locator: see :func:`rairl.models.calibration.suspicion`.
 
     Raises:
         RairlError: unless there are traces of both kinds.

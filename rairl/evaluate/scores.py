@@ -12,7 +12,7 @@ import numpy as np
 
 from rairl.core.errors import RairlError
 from rairl.core.traces import Trace
-from rairl.evaluate.best_of_n import aggregate
+from rairl.models.calibration import aggregate
 
 if TYPE_CHECKING:
     from rairl.models.calibration import Calibration
@@ -62,7 +62,7 @@ def write_scores(path: Path, traces: Sequence[Trace], reads: Sequence[Scores], c
         trace.id: {
             "steps": [float(value) for value in read.steps],
             "last": float(read.last),
-            "score": aggregate(read.steps, read.last, calibration.aggregator),
+            "score": calibration.trace_score(read),
         }
         for trace, read in zip(traces, reads, strict=True)
     }

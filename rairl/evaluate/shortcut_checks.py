@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 from rairl.core.params import Params
 from rairl.core.stats import Estimate, bootstrap_mean, members_of, within_auroc
-from rairl.evaluate.best_of_n import aggregate
 from rairl.evaluate.candidates import questions
-from rairl.evaluate.first_error import first_error, suspicion
 from rairl.evaluate.pass_at_k import powers_of_two
 from rairl.evaluate.probability import probabilities
 from rairl.evaluate.probes import SEEN, corrupted, originals
@@ -34,6 +32,7 @@ from rairl.evaluate.trace_edits import (
     with_answer_of,
 )
 from rairl.evaluate.variants import VARIANTS, overlap
+from rairl.models.calibration import first_error, suspicion
 
 if TYPE_CHECKING:
     from rairl.core.traces import Trace
@@ -75,10 +74,10 @@ class ShortcutChecks:
         }
 
     def _score(self, traces: Sequence[Trace]) -> list[float]:
-        return self._aggregated(self.model.score(traces, progress=True))
+        return self._aggregated(self.model.step_logits(traces, progress=True))
 
     def _aggregated(self, reads: Sequence[Scores]) -> list[float]:
-        return [aggregate(read.steps, read.last, self.model.calibration.aggregator) for read in reads]
+        return [self.model.calibration.trace_score(read) for read in reads]
 
     def _likelihoods(self, traces: Sequence[Trace]) -> list[float]:
         from rairl.models.likelihood import step_logprobs
@@ -96,7 +95,7 @@ class ShortcutChecks:
             able = [trace for trace in self.traces if hide(trace) is not None]
             some = [able[row] for row in mixed_sample(able, MASKED)]
             cut = [shorter for trace in some if (shorter := hide(trace)) is not None]
-            reads = self.model.score(cut, progress=True)
+            reads = self.model.step_logits(cut, progress=True)
             scores = [self.score_of[trace.id] for trace in some], self._aggregated(reads)
             steps = self.saved.steps(some), [read.steps for read in reads]
             guesses = [[first_error(row, self.saved.locator) for row in rows] for rows in steps]

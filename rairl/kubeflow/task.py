@@ -2,7 +2,7 @@
 
 The bodies of the Kubeflow components are here, so that they can be tested without Kubeflow. Where a task trains is
 decided by its environment, which the pipeline sets from the cluster's description: in its own process; in several
-processes of its pod (``RAIRL_ACCELERATE`` names a file of ``configs/accelerate``); or in a TrainJob on several machines
+processes of its pod (``RAIRL_ACCELERATE`` names a file of ``accelerate/``); or in a TrainJob on several machines
 (``RAIRL_TRAINJOB`` holds its description).
 """
 
@@ -28,7 +28,7 @@ from rairl.core.processes import end_quickly
 from rairl.stages.runner import TOGETHER, run_stage, stage_command
 from rairl.tracking.champion import Verdict
 
-ACCELERATE = Path(__file__).parents[2] / "configs" / "accelerate"
+ACCELERATE = Path(__file__).with_name("accelerate")
 STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
 """A pipeline's final state as MLflow calls it; any other is FAILED."""
 
@@ -132,7 +132,9 @@ def launch(name: str, params: Params, paths: Mapping[str, Path], config: Path) -
         RairlError: when it fails; its own message is on the console.
     """
     if not config.is_file():
-        raise RairlError(f"{config} does not exist; the cluster's description names a file of configs/accelerate")
+        raise RairlError(
+            f"{config} does not exist; the cluster's description names a file of rairl/kubeflow/accelerate"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "params.yaml"
         file.write_text(yaml.safe_dump(params.model_dump()), encoding="utf-8")

@@ -33,7 +33,7 @@ GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 HANDED_ON = ("MLFLOW_TRACKING_URI", "RAIRL_KFP_RUN", "RAIRL_PROMOTE", "RAIRL_CHECKPOINTS")
 """Variables of the task that its job gets, too."""
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
-"""What ``accelerate launch`` sets by configs/accelerate/fsdp.yaml; a TrainJob's processes are started by torchrun."""
+"""What ``accelerate launch`` sets by accelerate/fsdp.yaml; a TrainJob's processes are started by torchrun."""
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 

@@ -44,7 +44,7 @@ def sharded() -> bool:
         RairlError: when it is configured for DeepSpeed.
     """
     if world()[1] > 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise RairlError("DeepSpeed is not supported; use configs/accelerate/fsdp.yaml")
+        raise RairlError("DeepSpeed is not supported; use rairl/kubeflow/accelerate/fsdp.yaml")
     return world()[1] > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 

@@ -159,7 +159,7 @@ def _fully_shard(body: nn.Module) -> None:
 
     plugin = FullyShardedDataParallelPlugin()
     if plugin.fsdp_version != 2 or isinstance(plugin.cpu_offload, CPUOffloadPolicy):
-        raise RairlError("FSDP is used in version 2 and without offloading; see configs/accelerate/fsdp.yaml")
+        raise RairlError("FSDP is used in version 2 and without offloading; see rairl/kubeflow/accelerate/fsdp.yaml")
     device = next(body.parameters()).device.type
     if plugin.activation_checkpointing:
         checkpoint_gradients(body)

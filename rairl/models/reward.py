@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from rairl.core.errors import RairlError
 from rairl.core.traces import Trace
 from rairl.core.training_params import RewardParams
 from rairl.models.adapters import add_lora, load_lora, merged, save_lora, twin
-from rairl.models.calibration import Calibration
+from rairl.models.calibration import Calibration, TraceScore
 from rairl.models.card import require_reward
 from rairl.models.likelihood import token_surprise
 from rairl.models.policy import checkpoint_gradients, load_policy, mixed, placed, quiet
@@ -40,6 +40,7 @@ from rairl.models.reads import (
     unit_minimum,
     units,
 )
+from rairl.text.segment import solved
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -192,9 +193,49 @@ class RewardModel(nn.Module):
         """The logit z of every read: shape ``(R,)``."""
         return self.head(reads.features)[:, 0]
 
+    # --- scoring ----------------------------------------------------------------------------------------------------
+
+    @overload
+    def score(self, problem: str, solution: str | list[str]) -> TraceScore: ...
+
+    @overload
+    def score(self, problem: list[str], solution: Sequence[str | list[str]]) -> list[TraceScore]: ...
+
+    def score(
+        self, problem: str | list[str], solution: str | Sequence[str | list[str]]
+    ) -> TraceScore | list[TraceScore]:
+        """Score a solution, each of its steps, and find its first wrong step, by what was chosen on dev.
+
+        Args:
+            problem: the question; or a list of them, for a batch.
+            solution: its text, whose steps are found by tags, numbers, lines or sentences; or a list of its steps. Of a
+                batch, a list with one of either for each problem.
+
+        Returns:
+            one result; of a batch a list of them.
+
+        Raises:
+            RairlError: for lists of different lengths, and for a solution that is empty, has a blank step or is longer
+                than the backbone can read; named by its place in the batch, from 0.
+        """
+        if isinstance(problem, str):
+            return self.score_traces([solved("0", problem, solution)])[0]  # type: ignore[arg-type]
+        if isinstance(solution, str) or len(problem) != len(solution):
+            count = "one text" if isinstance(solution, str) else len(solution)
+            raise RairlError(
+                f"a batch needs a solution for each problem: there are {len(problem)} problems and {count}"
+            )
+        pairs = enumerate(zip(problem, solution, strict=True))
+        return self.score_traces([solved(str(at), *pair) for at, pair in pairs])
+
+    def score_traces(self, traces: Sequence[Trace], *, progress: bool = False) -> list[TraceScore]:
+        """:meth:`score` of traces, which hold their own steps."""
+        reads = self.step_logits(traces, progress=progress)
+        return [self.calibration.apply(trace, read) for trace, read in zip(traces, reads, strict=True)]
+
     @torch.no_grad()
-    def score(self, traces: Sequence[Trace], *, progress: bool = False, chunk: int = 256) -> list[Scores]:
-        """Score traces: the logit at each step's end and at the end of the text.
+    def step_logits(self, traces: Sequence[Trace], *, progress: bool = False, chunk: int = 256) -> list[Scores]:
+        """The logit at each step's end and at the end of the text.
 
         A step that ends between two reads of the granularity takes the first read at or after its end (back-filling).
 
@@ -277,7 +318,7 @@ class RewardModel(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> RewardModel:
         """Load what :meth:`save_pretrained` wrote, in evaluation mode.
 
-        :func:`rairl.use.load.load_reward` also takes names in the MLflow registry and on the hub.
+        :func:`rairl.load` also takes names in the MLflow registry and on the hub.
 
         Raises:
             RairlError: when the folder is missing, holds no reward model, or has another layout version.

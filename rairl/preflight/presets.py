@@ -1,4 +1,4 @@
-"""Parameters put together from small files: ``presets/dataset/*.yaml`` x ``model`` x ``method``, optionally ``reward``.
+"""Parameters put together from small files of ``rairl/presets``: dataset x model x method, optionally reward.
 
 Each file holds some sections, or some keys of them; a later one wins. A method may say ``extends: <other method>``.
 """
@@ -14,9 +14,9 @@ import yaml
 
 from rairl.core.errors import RairlError
 
-FOLDER = Path(__file__).parents[2] / "presets"
+FOLDER = Path(__file__).parents[1] / "presets"
 AXES = ("method", "model", "reward", "dataset")
-"""Folders of ``presets/``, in the order in which they are laid on top of each other."""
+"""Folders of the presets, in the order in which they are laid on top of each other."""
 OPTIONAL = ("reward",)
 
 

@@ -1,21 +1,19 @@
 """The report: a verdict per claim, the tables and plots behind it, and the traces themselves, in one HTML file.
 
-The file needs no network: styles, script, images and traces are inside it. :func:`summary_table` is its short form for
-the console.
+The file needs no network: styles, script, images and traces are inside it.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rairl.report.tables import cell
 
-# --- output ----------------------------------------------------------------------------------------------------------
+FOLDER = Path(__file__).parent
 
 
 def data_uri(path: Path) -> str:
@@ -31,29 +29,22 @@ def embed_json(value: Any) -> str:
 
 def render(context: Mapping[str, Any]) -> str:
     """The HTML page; ``context`` as :mod:`rairl.stages.report` builds it."""
-    return _page("report.html", context)
+    return fill(FOLDER / "report.html", context)
 
 
-def render_traces(title: str, rows: Sequence[Mapping[str, Any]], *, review: bool = False) -> str:
-    """A page with nothing but the viewer; ``rows`` of :func:`every_row`.
+def fill(template: Path, context: Mapping[str, Any]) -> str:
+    """A page from a template, which may include the viewer of traces.
 
     Args:
-        review: let the reader mark the first wrong step of each trace; rows then need ``trace`` (as
-            ``Trace.to_json`` gives it) and ``group``.
+        template: the file.
+        context: what the template names; ``viewer`` holds the rows of the viewer.
     """
-    note = "Trust is what the locator compares: the lowest is where the reward points."
-    # Marks are kept in the browser under this key: another file, or a changed one, starts without any.
-    key = hashlib.sha256(embed_json([row["trace"] for row in rows]).encode()).hexdigest()[:16] if review else ""
-    return _page("traces.html", {"title": title, "viewer": rows, "viewer_note": note, "review": key})
-
-
-def _page(template: str, context: Mapping[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader([template.parent, FOLDER]), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["cell"] = cell
     context = {"review": "", **context}
-    return environment.get_template(template).render(**context, viewer_json=Markup(embed_json(context["viewer"])))
+    return environment.get_template(template.name).render(**context, viewer_json=Markup(embed_json(context["viewer"])))

@@ -7,8 +7,8 @@ from typing import Any
 
 from rairl.core.traces import Trace
 from rairl.evaluate.candidates import by_question
-from rairl.evaluate.first_error import first_error, suspicion
 from rairl.evaluate.scores import Saved
+from rairl.models.calibration import first_error, suspicion
 
 # --- traces ----------------------------------------------------------------------------------------------------------
 

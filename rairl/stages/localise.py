@@ -10,24 +10,20 @@ from rairl.core.errors import RairlError
 from rairl.core.params import Params
 from rairl.core.stats import Estimate
 from rairl.core.traces import Trace, read_traces
-from rairl.evaluate.best_of_n import aggregate
 from rairl.evaluate.candidates import candidates_path, reference_policy
 from rairl.evaluate.first_error import (
-    LOCATORS,
     detection_figures,
-    first_error,
-    first_error_or_none,
     located_figures,
     location_hits,
     logprob_predictions,
     step_auc_figures,
-    suspicion,
     trivial_predictions,
 )
 from rairl.evaluate.likelihood import Likelihood, likelihoods, read_likelihoods
 from rairl.evaluate.probes import SEEN, UNSEEN, Probe, corrupted, originals, probe_figures
 from rairl.evaluate.questions import Table, sums, write_questions
 from rairl.evaluate.scores import read_scores
+from rairl.models.calibration import LOCATORS, first_error, first_error_or_none, suspicion
 from rairl.report import plots as draw
 from rairl.report.labels import KIND_LABELS, LOCATOR_LABELS
 
@@ -84,7 +80,7 @@ def localise(
             reads = read_scores(rerank_scores / f"{policy}.test.json").steps(traces)
             pairs = read_likelihoods(candidates, policy, "test", _wrong(traces))
         else:
-            reads = [read.steps for read in model.score(traces, progress=True)]
+            reads = [read.steps for read in model.step_logits(traces, progress=True)]
             pairs = likelihoods(_wrong(traces), sft=sft, base=base, second_model=second_model)
         found, hits = _figures(traces, reads, model.calibration, pairs, prefix, scores / f"{name}.json", params)
         _plot(found, prefix, plots / (f"{name}.png" if name == NATURAL else f"labelled_{name}.png"))
@@ -207,8 +203,8 @@ def _probes(
         for name, folder in readers.items()
         if any(folder.iterdir())
     }
-    read = {trace.id: scores for trace, scores in zip(every, model.score(every, progress=True), strict=True)}
-    score = {name: aggregate(scores.steps, scores.last, model.calibration.aggregator) for name, scores in read.items()}
+    read = {trace.id: scores for trace, scores in zip(every, model.step_logits(every, progress=True), strict=True)}
+    score = {name: model.calibration.trace_score(scores) for name, scores in read.items()}
     found = [
         Probe(
             kind,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from rairl.core.params import Params
 from rairl.core.stats import Estimate, bootstrap_mean, to_json
 from rairl.evaluate.best_of_n import (
-    AGGREGATORS,
     accuracy_by_source,
     auroc_figures,
     baseline_scores,
@@ -34,6 +33,7 @@ from rairl.evaluate.pass_at_k import powers_of_two
 from rairl.evaluate.probability import calibration_figures, probabilities, reliability
 from rairl.evaluate.questions import Table, one_each, write_questions
 from rairl.evaluate.scores import Saved, read_scores, write_scores
+from rairl.models.calibration import AGGREGATORS
 from rairl.report import plots as draw
 from rairl.report.labels import POOL_LABELS, SELECTOR_LABELS
 
@@ -78,7 +78,7 @@ def rerank(
         if policy == "grpo":
             traces = first_questions(traces, TRANSFERRED)
         saved = scores / f"{policy}.{split}.json"
-        write_scores(saved, traces, model.score(traces, progress=True), model.calibration)
+        write_scores(saved, traces, model.step_logits(traces, progress=True), model.calibration)
         read = read_scores(saved)
         table = {"reward": read.scores(traces)}
         table |= baseline_scores(traces, path, read_likelihoods(candidates, policy, split, traces), model_accuracy)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Literal
 
 from rairl.core.errors import RairlError
-from rairl.core.traces import Step
+from rairl.core.traces import Step, Trace, locate_steps
 
 How = Literal["lines", "sentences", "numbered", "tags"]
 
@@ -120,6 +120,33 @@ def merge_numbered(items: Sequence[str]) -> list[list[int]]:
     outcome = next((at for at in range(heads[-1] + 1, len(items)) if _OUTCOME.match(items[at])), len(items))
     starts = [0, *heads[1:], outcome, len(items)]
     return [list(range(start, end)) for start, end in pairwise(starts) if end > start]
+
+
+def solved(key: str, problem: str, solution: str | Sequence[str]) -> Trace:
+    """A trace of a solution in plain text, whose steps are found, or of one given as a list of its steps.
+
+    Args:
+        key: the trace's id, which errors name.
+
+    Raises:
+        RairlError: when the solution is of another type, a step is blank, or the text can't be written as UTF-8.
+    """
+    try:
+        if isinstance(solution, str):
+            text, spans = solution, segment(solution, guess(solution))
+        elif isinstance(solution, Sequence) and all(isinstance(step, str) for step in solution):
+            text = "\n".join(solution)
+            spans = locate_steps(text, solution)
+        else:
+            raise RairlError("a solution is a text or a list of its steps")
+        (problem + text).encode()
+    except UnicodeEncodeError as error:
+        raise RairlError(
+            f"trace {key!r}: half of a surrogate pair is no character; decode the text as UTF-8"
+        ) from error
+    except RairlError as error:
+        raise RairlError(f"trace {key!r}: {error}") from error
+    return Trace(id=key, problem=problem, text=text, steps=spans)
 
 
 def pieces(text: str, steps: Sequence[Step]) -> list[str]:

@@ -1,38 +1,24 @@
-"""The reward on a user's own traces: a score, a ranking, the first wrong step. One JSON object per row."""
+"""The reward on a user's own traces: rows with a score, a ranking or the first wrong step, and what they are worth."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rairl.core.errors import RairlError
 from rairl.core.stats import Estimate, bootstrap_mean, paired_difference, within_auroc
-from rairl.core.traces import Trace, read_traces
-from rairl.evaluate.best_of_n import (
-    aggregate,
-    best_of_n,
-    majority_of_n,
-    vote_temperature,
-    vote_weights,
-    weighted_vote_of_n,
-)
+from rairl.core.traces import Trace
+from rairl.evaluate.best_of_n import best_of_n, majority_of_n, vote_temperature, vote_weights, weighted_vote_of_n
 from rairl.evaluate.candidates import by_question
-from rairl.evaluate.first_error import (
-    detection_figures,
-    first_error,
-    first_error_or_none,
-    located_figures,
-    step_auc_figures,
-    suspicion,
-    trivial_predictions,
-)
+from rairl.evaluate.first_error import detection_figures, located_figures, step_auc_figures, trivial_predictions
+from rairl.models.calibration import first_error, suspicion
 from rairl.text.answers import normalise_answer
 
 if TYPE_CHECKING:
     from rairl.models.calibration import Calibration
-    from rairl.models.reads import Scores
     from rairl.models.reward import RewardModel
 
 
@@ -55,15 +41,12 @@ def score_rows(traces: Sequence[Trace], reward: RewardModel, *, progress: bool =
 
     Rows: ``{"id", "group", "score", "steps": [{"text", "score"}, ...]}``, in the order of ``traces``.
     """
-    for trace, scores in _scored(traces, reward, progress):
+    for trace, result in zip(traces, reward.score_traces(traces, progress=progress), strict=True):
         yield {
             "id": trace.id,
             "group": trace.question,
-            "score": aggregate(scores.steps, scores.last, reward.calibration.aggregator),
-            "steps": [
-                {"text": text, "score": float(value)}
-                for text, value in zip(trace.step_texts(), scores.steps, strict=True)
-            ],
+            "score": result.score,
+            "steps": [asdict(step) for step in result.steps],
         }
 
 
@@ -154,15 +137,16 @@ def localise_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict
         raise RairlError(
             "this reward model was not calibrated on dev (it has no threshold); use models/reward of a finished run"
         )
-    for trace, scores in _scored(traces, reward):
-        suspect = first_error(scores.steps, calibration.locator) if trace.steps else None
+    for trace, result in zip(traces, reward.score_traces(traces, progress=True), strict=True):
+        values = [step.score for step in result.steps]
+        suspect = first_error(np.array(values), calibration.locator) if values else None
         yield {
             "id": trace.id,
-            "score": aggregate(scores.steps, scores.last, calibration.aggregator),
+            "score": result.score,
             "suspect": suspect,
-            "suspect_text": None if suspect is None else trace.step_texts()[suspect],
-            "first_error": first_error_or_none(scores.steps, calibration.locator, calibration.threshold),
-            "steps": [float(value) for value in scores.steps],
+            "suspect_text": None if suspect is None else result.steps[suspect].text,
+            "first_error": result.first_error,
+            "steps": values,
         }
 
 
@@ -194,60 +178,3 @@ def location_figures(
         figures |= detection_figures(every, hits, ".reward", **sampling)
         figures |= detection_figures(every, [1 / (len(trace.steps) + 1) for trace in every], ".chance", **sampling)
     return {name.removeprefix("."): figure for name, figure in figures.items() if figure.n}
-
-
-def traces_page(
-    traces: Sequence[Trace], rows: Sequence[Mapping[str, Any]], locator: str, title: str, *, review: bool = False
-) -> str:
-    """The traces as one self-contained HTML page to page through: each step coloured by its reward, the suspected and,
-    where it is known, the true first wrong step marked.
-
-    Args:
-        rows: of :func:`localise_rows`.
-        review: let the reader mark the first wrong steps and download them as labels for :func:`with_labels`.
-    """
-    from rairl.evaluate.scores import Saved
-    from rairl.report.page import render_traces
-    from rairl.report.viewer import every_row
-
-    saved = Saved(Path(title), locator, {row["id"]: dict(row) for row in rows})
-    shown = every_row(traces, saved)
-    if review:
-        # Without meta, which is the file's own business and may be anything; the label is matched by id.
-        shown = [
-            {**row, "group": trace.question, "trace": replace(trace, meta={}).to_json()}
-            for row, trace in zip(shown, traces, strict=True)
-        ]
-    return render_traces(title, shown, review=review)
-
-
-def with_labels(traces: Sequence[Trace], path: Path) -> list[Trace]:
-    """The traces with the first wrong steps that a reviewer gave; a trace without a label keeps what it had.
-
-    Args:
-        path: a file of traces such as the review page's download; rows without a label are passed over.
-
-    Raises:
-        RairlError: when a label is for a trace that is not there, or for other steps than it has.
-    """
-    known = {trace.id: trace for trace in traces}
-    given: dict[str, Trace] = {}
-
-    def check(label: Trace) -> None:
-        trace = known.get(label.id)
-        if trace is None:
-            raise RairlError(f"field 'id': no trace {label.id!r} is in the file that the labels are for")
-        if (label.text, label.steps) != (trace.text, trace.steps):
-            raise RairlError(f"field 'steps': trace {label.id!r} was labelled with another text or other steps")
-        if label.labelled:
-            given[label.id] = label
-
-    read_traces(path, check=check)
-    return [
-        replace(trace, first_error=given[trace.id].first_error, labelled=True) if trace.id in given else trace
-        for trace in traces
-    ]
-
-
-def _scored(traces: Sequence[Trace], reward: RewardModel, progress: bool = True) -> Iterator[tuple[Trace, Scores]]:
-    return zip(traces, reward.score(traces, progress=progress), strict=True)

@@ -16,7 +16,7 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", CARD]
 """What a reward's folder is made of; nothing else is fetched from the hub."""
 
 
-def load_reward(source: str | Path) -> RewardModel:
+def load(source: str | Path) -> RewardModel:
     """Load a reward model, in evaluation mode.
 
     Args:

@@ -1,4 +1,4 @@
-"""From plain requests to scores: what the web server, the MLflow model and the trainers share.
+"""From plain requests to scores: what the web server and the MLflow model share.
 
 A request is a problem and its solution, as text, as steps, or both; the reply holds a score per step, one for the
 trace, and the first wrong step.
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rairl.core.errors import RairlError
 from rairl.core.traces import Step, Trace, locate_steps
+from rairl.text.segment import compose, guess, segment
 
 if TYPE_CHECKING:
     from rairl.models.reward import RewardModel
@@ -70,8 +71,6 @@ def to_trace(solution: Solution, number: int = 0) -> Trace:
     Raises:
         RairlError: when there is neither text nor steps, or the steps do not rebuild the text.
     """
-    from rairl.text.segment import compose, guess, segment
-
     text, spans = solution.text or "", tuple[Step, ...]()
     try:
         _require_scorable([solution.problem, text, *(solution.steps or []), solution.answer or ""])
@@ -108,34 +107,16 @@ def to_traces(solutions: Sequence[Solution]) -> list[Trace]:
 
 def judge(model: RewardModel, traces: Sequence[Trace]) -> list[Verdict]:
     """Score traces and point at their first wrong steps, with the calibration that the model carries."""
-    from rairl.evaluate.best_of_n import aggregate
-    from rairl.evaluate.first_error import first_error, first_error_or_none
-
-    choice = model.calibration
-    read = model.score(traces)
-    totals = [aggregate(scores.steps, scores.last, choice.aggregator) for scores in read]
+    results = model.score_traces(traces)
     verdicts = []
-    for trace, scores, total in zip(traces, read, totals, strict=True):
-        rivals = [other for other, one in zip(totals, traces, strict=True) if one.problem == trace.problem]
-        if len(scores.steps) == 0:
-            wrong = None
-        elif choice.threshold is None:
-            wrong = first_error(scores.steps, choice.locator)
-        else:
-            wrong = first_error_or_none(scores.steps, choice.locator, choice.threshold)
+    for trace, result in zip(traces, results, strict=True):
+        rivals = [other.score for other, one in zip(results, traces, strict=True) if one.problem == trace.problem]
         verdicts.append(
             Verdict(
-                step_scores=scores.steps.tolist(),
-                score=total,
-                first_error=-1 if wrong is None else wrong,
-                rank=1 + sum(other > total for other in rivals),
+                step_scores=[step.score for step in result.steps],
+                score=result.score,
+                first_error=-1 if result.first_error is None else result.first_error,
+                rank=1 + sum(other > result.score for other in rivals),
             )
         )
     return verdicts
-
-
-def written(problem: str, text: str, key: str) -> Trace:
-    """A completion as a policy wrote it, with the steps that it shows; an empty one is a blank line."""
-    from rairl.text.segment import guess, segment
-
-    return Trace(id=key, problem=problem, text=text or "\n", steps=segment(text, guess(text)))

@@ -19,7 +19,7 @@ from rairl.core.errors import RairlError
 from rairl.learn.credit import Rule, increments, step_advantages
 from rairl.learn.rollouts import character_ends
 from rairl.learn.token_alignment import spread_reads
-from rairl.use.scoring import judge, written
+from rairl.text.segment import solved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,8 +42,8 @@ def reward_function(model: RewardModel) -> Callable[..., list[float]]:
 
     def rairl_reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         pairs = zip(prompts, completions, strict=True)
-        traces = [written(content(prompt), content(text), str(at)) for at, (prompt, text) in enumerate(pairs)]
-        return [verdict.score for verdict in judge(model, traces)]
+        traces = [solved(str(at), content(prompt), content(text) or "\n") for at, (prompt, text) in enumerate(pairs)]
+        return [result.score for result in model.score_traces(traces)]
 
     return rairl_reward
 
@@ -176,7 +176,7 @@ def _read(
     traces = []
     for number, (problem, ids) in enumerate(zip(problems, completion_ids, strict=True)):
         text = list(ids[:-1]) if ids and ids[-1] in stops else list(ids)
-        traces.append(written(problem, tokenizer.decode(text, skip_special_tokens=False), str(number)))
+        traces.append(solved(str(number), problem, tokenizer.decode(text, skip_special_tokens=False) or "\n"))
     tokens = character_ends(tokenizer, completion_ids)
     return [(read.logits, read.ends, ends) for read, ends in zip(model.token_reads(traces), tokens, strict=True)]
 
