@@ -39,7 +39,7 @@ endif
 together = { dvc repro -s $(1) & first=$$!; dvc repro -s $(2); second=$$?; wait $$first && [ $$second = 0 ]; }
 
 study: setup ## every study of studies/ on five seeds, into runs/studies and docs/results.md: hours; it resumes
-	@rairl study studies/*.yaml --docs docs/results.md
+	@rairl study studies/*.yaml --jobs $(JOBS) --docs docs/results.md
 
 bench: setup ## speed beside what else could be used, into runs/bench and docs/performance.md: 10 minutes, after make repro
 	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 python -m benchmarks --docs docs/performance.md

@@ -79,11 +79,11 @@ def report(machine: floors.Machine, lines: Sequence[Row], points: Sequence[growt
     for one in lines:
         cells = [
             one.what,
-            one.peer or "-",
+            one.peer,
             f"{one.ours * 1e3:.4g} per {one.unit}",
-            "-" if one.ratio is None else f"**{one.ratio:.2f}**",
-            "-" if one.processor is None else f"{one.processor:.2f}",
-            f"at most {one.target:g} s" if one.ratio is None else f"{one.target:g}",
+            f"**{one.ratio:.2f}**",
+            f"{one.processor:.2f}",
+            f"{one.target:g}",
             "yes" if one.met else "**no**",
             "-" if one.floor is None else f"{one.ours / one.floor:.1f}",
         ]

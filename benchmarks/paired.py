@@ -37,13 +37,12 @@ class Row:
 
     Attributes:
         what: is measured.
-        peer: what it is compared with; empty where a limit takes its place.
+        peer: what it is compared with.
         ours: median seconds per unit.
-        ratio: median over the runs of peer / ours by the clock, and ``processor`` the same by processor time; None
-            where there is a limit.
-        target: lowest ratio that will do, or highest ``ours``.
+        target: lowest ratio that will do.
         unit: of the work.
         runs: pairs behind the medians.
+        ratio: median over the runs of peer / ours by the clock, and ``processor`` the same by processor time.
         floor: seconds per unit that the machine's arithmetic and bandwidth would need; None where not worked out.
     """
 
@@ -53,14 +52,14 @@ class Row:
     target: float
     unit: str
     runs: int
-    ratio: float | None = None
-    processor: float | None = None
+    ratio: float
+    processor: float
     floor: float | None = None
 
     @property
     def met(self) -> bool:
         """Whether the target is met."""
-        return self.ours <= self.target if self.ratio is None else self.ratio >= self.target
+        return self.ratio >= self.target
 
 
 def in_turn(jobs: Mapping[str, Callable[[], float]], runs: int) -> dict[str, Times]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -320,27 +318,11 @@ def large_file(m: Material, runs: int, machine: Machine, count: int = 512) -> li
     return [row(f"scoring a file of {count} traces", name, times["ours"], times["peer"], 5.0, "trace")]
 
 
-# --- nothing to do ---------------------------------------------------------------------------------------------------
-
-
-def nothing_to_do(m: Material, runs: int, machine: Machine) -> list[Row]:
-    """A `make repro` that finds nothing to do; no row where it has not been run."""
-    if subprocess.run(["dvc", "status", "-q"], cwd=m.root, capture_output=True).returncode:
-        return []
-    repro = Times()
-    for _ in range(runs):
-        repro.timed(
-            lambda: subprocess.run(["make", "repro"], cwd=m.root, check=True, capture_output=True).returncode + 1
-        )
-    return [Row("`make repro`, nothing changed", "", statistics.median(repro.clock), 15.0, "run", runs)]
-
-
 ROWS: dict[str, Callable[[Material, int, Machine], list[Row]]] = {
     "rollouts": rollouts,
     "iteration": iteration,
     "candidates": candidates_of_one,
     "file": large_file,
-    "repro": nothing_to_do,
     "continuous": continuous,
 }
 """Rows by the names that the command line takes."""

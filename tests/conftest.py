@@ -161,7 +161,7 @@ def make_clone(folder: Path) -> Path:
     )
     for name in listed.stdout.decode().split("\0"):
         source = ROOT / name
-        if name and source.is_file() and name != "dvc.lock" and not name.startswith("metrics"):
+        if name and source.is_file() and name not in ("dvc.lock", "metrics.json"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
     shutil.copyfile(ROOT / "tests" / "miniature.yaml", folder / "params.yaml")

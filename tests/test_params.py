@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from rairl.core.errors import RairlError
-from rairl.core.params import load_params, parse_params
+from rairl.core.params import load_params, parse_params, parse_yaml
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", ROOT / "tests" / "miniature.yaml", *sorted((ROOT / "rairl" / "presets").glob("*.yaml"))]
@@ -160,3 +161,16 @@ def test_the_digest_sees_every_value_but_not_how_numbers_are_written(values: dic
     digest = parse_params(values).digest()
     assert parse_params(changed(values, "seed", 1)).digest() != digest
     assert parse_params(changed(values, "sample.temperatures", [1, 0.5])).digest() == digest
+
+
+def test_words_and_numbers_are_read_as_dvc_writes_them(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    written = re.sub(r"(?m)^(guard:\n)(  action: .*\n)?", r"\1  action: off\n", text)
+    written = re.sub(r"(?ms)(^sft:.*?learning_rate: )\S+", r"\g<1>1e-05", written)
+    (tmp_path / "params.yaml").write_text(written)
+    params = load_params(tmp_path / "params.yaml")
+    assert params.guard.action == "off" and params.sft.learning_rate == 1e-5
+    values = "[on, no, true, 1, -2, 1.5, .5, 3., 1e5, -1.0E-3, 12:30, .inf, null, 1_0, v1.0]"
+    assert parse_yaml(values, source="values") == [
+        "on", "no", True, 1, -2, 1.5, 0.5, 3.0, 1e5, -1e-3, 750, float("inf"), None, 10, "v1.0",
+    ]  # fmt: skip

@@ -1,9 +1,9 @@
-"""Studies: what runs share, in which order things are done, what a failure costs, and what the tables say."""
+"""Studies: which runs are queued, which count as finished, and what the tables say."""
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import in_environment, make_clone
 
 from rairl.core.errors import RairlError
-from rairl.core.params import Params, parse_params
 from rairl.core.stats import NOTHING, Estimate
 from rairl.evaluate.questions import one_each, read_questions, sums, write_questions
-from rairl.study.execute import carry_out, run_studies
-from rairl.study.plan import Task, changed, load_studies, plan, read_study
+from rairl.study.experiments import finished_runs, run_studies
+from rairl.study.plan import changed, load_studies, read_study
 from rairl.study.tables import Cell, Results, Table, closed, corrected, tables
 from rairl.study.write import _json, markdown, spliced
 
@@ -50,11 +50,25 @@ def test_every_study_of_the_project_is_valid(path: Path) -> None:
 
 def test_a_study_is_seeds_times_variants_the_baseline_first(tmp_path: Path) -> None:
     study = read_study(write_study(tmp_path), MINIATURE)
-    assert list(study.runs) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    assert study.runs["b", 2].seed == 2
-    assert study.runs["b", 2].reward.switch_labels
-    assert not study.runs["a", 2].reward.switch_labels
-    assert study.command == f"rairl study {tmp_path / 'mini.yaml'} --params {MINIATURE}"
+    assert list(study.runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    run = study.runs["b", 2]
+    assert run.name == "mini-b-2" and run.changes == {"reward.switch_labels": True, "seed": 2}
+    assert run.params.seed == 2 and run.params.reward.switch_labels
+    assert not study.runs["a", 2].params.reward.switch_labels
+    assert study.command == f"rairl study {tmp_path / 'mini.yaml'}"
+
+
+def test_files_are_found_from_an_experiments_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = yaml.safe_load(MINIATURE.read_text())
+    names = ("demos", "prompts", "dev", "test")
+    params["dataset"] = {"name": "file", **{name: f"mine/{name}.jsonl" for name in names}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "demos.jsonl").touch()
+    run = read_study(write_study(tmp_path)).runs["a", 1]
+    assert run.changes == {"seed": 1, "dataset.demos": str(tmp_path / "mine" / "demos.jsonl")}
+    assert run.params.dataset.test == "mine/test.jsonl"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -94,148 +108,136 @@ def test_changes_leave_the_original_alone() -> None:
     assert values == {"reward": {"clip": None, "band": [0, 1]}, "seed": 0}
 
 
-# --- sharing ---------------------------------------------------------------------------------------------------------
-
-SHARED = {"prepare", "base", "sft", "second_model", "grpo"} | {
-    f"sample.{policy}" for policy in ("base", "sft", "sft_last", "second_model", "grpo")
-}
-OWN = {"rairl", "sample.rairl", "sample", "posttrain", "rerank", "localise", "audit"}
+# --- experiments -----------------------------------------------------------------------------------------------------
 
 
-def tasks_of(params: Params) -> dict[str, Task]:
-    return {task.name: task for task in plan(params, Path("out"), Path("log"))}
+def run_words(folder: Path, *words: str) -> str:
+    environment = in_environment(folder) | {"GIT_AUTHOR_NAME": "t", "GIT_COMMITTER_NAME": "t"}
+    environment |= {"GIT_AUTHOR_EMAIL": "t@e", "GIT_COMMITTER_EMAIL": "t@e"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-def differing(miniature: Params, **changes: Any) -> set[str]:
-    """Tasks that a change of the parameters makes another run do anew."""
-    values = changed(miniature.model_dump(), {key.replace("__", "."): value for key, value in changes.items()})
-    first, second = tasks_of(miniature), tasks_of(parse_params(values))
-    return {name for name in first if first[name].folder != second[name].folder}
+def experiment(folder: Path, name: str, changes: dict[str, Any], figures: dict[str, Any]) -> None:
+    """A commit beside the branch with the parameters and the figures of a run, as DVC leaves it."""
+    kept = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(yaml.safe_dump(changed(yaml.safe_load(kept), changes)))
+    (folder / "metrics.json").write_text("{}")
+    write_questions(folder / "plots" / "audit", figures)
+    run_words(folder, "git", "add", "-A", "-f")
+    tree = run_words(folder, "git", "write-tree").strip()
+    head = run_words(folder, "git", "rev-parse", "HEAD").strip()
+    commit = run_words(folder, "git", "commit-tree", "-p", head, "-m", name, tree).strip()
+    run_words(folder, "git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
+    run_words(folder, "git", "reset", "-q", "--hard")
 
 
-def test_variants_share_what_their_parameters_do_not_tell_apart(miniature: Params) -> None:
-    assert set(tasks_of(miniature)) == SHARED | OWN
-    assert differing(miniature) == set()
-    assert differing(miniature, reward__switch_labels=True) == OWN
-    assert differing(miniature, guard__action="stop") == OWN
-    assert differing(miniature, reward__switch_labels=True, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
-    without = tasks_of(parse_params(changed(miniature.model_dump(), {"reward.backbone": "sft"})))
-    assert set(without) == (SHARED | OWN) - {"sample.second_model"}
-    # What is ranked is read by the second_model, too.
-    kept = {
-        name for name, task in tasks_of(miniature).items() if name in without and without[name].folder == task.folder
-    }
-    assert kept == SHARED - {"second_model", "sample.second_model", "sample.sft", "sample.grpo"}
-    assert differing(miniature, policy__kl=0.5) == OWN | {"grpo", "sample.grpo"}
-    assert differing(miniature, sft__epochs=3) == (SHARED | OWN) - {"prepare", "base", "sample.base"}
-    assert differing(miniature, rerank__n=2) == {"rerank", "localise", "audit"}
-    assert differing(miniature, sample__extra_n=3) == {"posttrain", "rerank", "localise", "audit"} | {
-        name for name in SHARED | OWN if name.startswith("sample")
-    }
-    assert differing(miniature, seed=1) == SHARED | OWN
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository of git and DVC with a study of two seeds and two variants."""
+    folder = tmp_path / "project"
+    (folder / "rairl" / "learn").mkdir(parents=True)
+    (folder / "rairl" / "learn" / "code.py").write_text("1\n")
+    (folder / "rairl" / "cli.py").write_text("1\n")
+    (folder / "dvc.yaml").write_text("stages: {grpo: {cmd: 'true', deps: [data, rairl/learn]}}\n")
+    shutil.copyfile(MINIATURE, folder / "params.yaml")
+    write_study(folder)
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").touch()
+    for words in ("git init -q -b main", "git add -A", "git commit -qm first"):
+        run_words(folder, *words.split())
+    monkeypatch.chdir(folder)
+    return folder
 
 
-def test_code_and_input_files_are_part_of_a_tasks_name(miniature: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    import rairl.study.plan
-
-    before, digest = tasks_of(miniature), rairl.study.plan._code
-    monkeypatch.setattr("rairl.study.plan._code", lambda stage: "edited" if stage == "rerank" else digest(stage))
-    after = tasks_of(miniature)
-    assert {name for name in before if before[name].folder != after[name].folder} == {"rerank", "localise", "audit"}
-    monkeypatch.setattr("rairl.study.plan.input_files_digest", lambda params: "other files")
-    assert tasks_of(miniature)["prepare"].folder != before["prepare"].folder
-
-
-def test_every_task_reads_what_earlier_ones_write(miniature: Params) -> None:
-    seen: set[Path] = set()
-    for task in plan(miniature, Path("out"), Path("log")):
-        assert task.needs <= seen
-        if task.stage != "sample" or task.name == "sample":
-            assert all(any(path.is_relative_to(folder) for folder in task.needs) for path in task.inputs.values())
-        seen.add(task.folder)
+def test_a_run_is_found_by_its_parameters_and_code(project: Path) -> None:
+    study = read_study(Path("mini.yaml"))
+    digests = {run: study.runs[run].params.digest() for run in study.runs}
+    experiment(project, "any-name", {"seed": 2}, {})
+    experiment(project, "other", {"seed": 2, "sft.epochs": 3}, {})
+    assert list(finished_runs([study])) == [digests["a", 2]]
+    (project / "rairl" / "cli.py").write_text("2\n")  # no stage depends on it
+    run_words(project, "git", "commit", "-qam", "second")
+    assert list(finished_runs([study])) == [digests["a", 2]]
+    (project / "rairl" / "learn" / "code.py").write_text("2\n")
+    assert finished_runs([study]) == {}
 
 
-def test_logged_traces_have_one_share_of_candidates(miniature: Params) -> None:
-    logged = {
-        "name": "gsm8k-logged", "demos": "d", "revision": None, "logged": "l", "labelled": [], "dev": 2,
-        "held_out": 0.5, "max_demos": None,
-    }  # fmt: skip
-    names = set(tasks_of(parse_params(miniature.model_dump() | {"dataset": logged})))
-    assert {name for name in names if name.startswith("sample")} == {"sample", "sample.logged"}
+def test_a_run_on_files_that_were_edited_since_does_not_count(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rairl.study.experiments.input_files", lambda params: {"/mine.jsonl": "abc"})
+    study = read_study(Path("mini.yaml"))
+    (project / "inputs.json").write_text(json.dumps({"/mine.jsonl": "abc"}))
+    experiment(project, "fresh", {"seed": 1}, {})
+    (project / "inputs.json").write_text(json.dumps({"/mine.jsonl": "old"}))
+    experiment(project, "stale", {"seed": 2}, {})
+    assert list(finished_runs([study])) == [study.runs["a", 1].params.digest()]
 
 
-# --- the order of things ---------------------------------------------------------------------------------------------
-
-
-def note(task: Task, root: Path) -> None:
-    """Stand-in for a task: leaves a trace of itself, or fails, or dies."""
-    if task.name == "fails":
-        raise RairlError("no luck\nat all")
-    if task.name == "dies":
-        os._exit(9)
-    task.folder.mkdir(parents=True)
-    (task.folder / "threads").write_text(os.environ["OMP_NUM_THREADS"])
-    (task.folder / "finished").touch()
-
-
-def chain(root: Path, miniature: Params, **needs: str) -> list[Task]:
-    """Tasks named by the arguments, each needing the space-separated others."""
-    return [
-        Task(
-            name, miniature, {}, root / name, frozenset(root / other for other in text.split()),
-            root / "logs" / name / "log.txt",
-        )
-        for name, text in needs.items()
-    ]  # fmt: skip
-
-
-def test_a_failure_stops_only_what_needs_it(tmp_path: Path, miniature: Params) -> None:
-    tasks = chain(tmp_path, miniature, a="", fails="a", b="fails", c="fails b a", d="a", e="d")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "finished").touch()  # done before: not done again, or there would be a file in it
-    failed = carry_out(tasks, tmp_path, 2, note)
-    assert {path.name for path in failed} == {"fails", "b", "c"}
-    assert set(failed.values()) == {f"fails: no luck (see {tmp_path / 'logs/fails/log.txt'})"}
-    assert [task.name for task in tasks if task.finished] == ["a", "d", "e"]
-    assert not (tmp_path / "a" / "threads").exists()
-    assert int((tmp_path / "e" / "threads").read_text()) >= 1
-    assert carry_out([task for task in tasks if task.finished], tmp_path, 2, note) == {}
-
-
-def test_a_killed_process_is_reported_and_the_rest_goes_on(tmp_path: Path, miniature: Params) -> None:
-    failed = carry_out(chain(tmp_path, miniature, dies="", a="", b="a", c="dies"), tmp_path, 1, note)
-    assert {path.name for path in failed} == {"dies", "c"}
-    assert "the process was killed" in failed[tmp_path / "dies"]
-    assert (tmp_path / "b" / "finished").exists()
-
-
-def test_failed_runs_are_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed 2 of variant b fails; the tables are made of what is there, and say so."""
-    study = read_study(write_study(tmp_path), MINIATURE)
-    folders = {
-        run: {task.folder for task in plan(params, tmp_path / "out", Path("log"))} for run, params in study.runs.items()
-    }
-    broken = folders["b", 2] - folders["a", 2]
-
-    def fake(tasks: Any, root: Path, jobs: int) -> dict[Path, str]:
-        for task in tasks:
-            if task.folder not in broken:
-                task.metrics.parent.mkdir(parents=True, exist_ok=True)
-                task.metrics.write_text("{}")
-                write_questions(task.folder / "plots" / task.name, {"audit.test.auroc": {"q": [1, 2]}})
-        return dict.fromkeys(broken, "rairl: no luck (see log.txt)")
-
-    monkeypatch.setattr("rairl.study.execute.carry_out", fake)
-    with pytest.raises(RairlError, match=r"1 of 4 runs failed.*\nmini, variant b, seed 2: rairl: no luck \(see log"):
-        run_studies([study], tmp_path / "out", jobs=1, docs=tmp_path / "docs.md")
-    text = (tmp_path / "docs.md").read_text()
+def test_tables_are_made_of_what_is_finished_and_the_rest_is_named(project: Path) -> None:
+    for name, changes in {"x": {"seed": 1}, "y": {"seed": 2}, "z": {"seed": 1, "reward.switch_labels": True}}.items():
+        experiment(project, name, changes, {"audit.test.auroc": {"q": [1, 2]}})
+    studies = load_studies([Path("mini.yaml")])
+    with pytest.raises(RairlError, match=r"1 runs are not finished, .*`rairl study mini.yaml`.*\nmini-b-2: not queued"):
+        run_studies(studies, Path("out"), jobs=1, docs=Path("docs.md"), tables_only=True)
+    text = (project / "docs.md").read_text()
     assert "- **b**: `reward.switch_labels: true`; **not finished: seeds 2**" in text
     assert "(1 to 2 seeds, 2 questions in all)" in text
-    saved = json.loads((tmp_path / "out/mini/study.json").read_text())
+    saved = json.loads((project / "out/mini/study.json").read_text())
     assert saved["seeds"] == {"b": [1], "a": [1, 2]}
     assert saved["per_seed"]["a"]["1"]["audit.test.auroc"] == 0.5
-    assert (tmp_path / "out/mini/a/seed-1/metrics.json").exists()
-    assert (tmp_path / "out/mini/a/seed-1/plots/audit/questions.json").exists()
+    assert (project / "out/mini/a/seed-1/metrics.json").exists()
+
+
+def test_what_is_missing_is_queued_once_baselines_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC's queue is a stand-in here: it notes what it is told, and every experiment fails."""
+    experiment(project, "mini-a-2", {"seed": 2}, {})
+    experiment(project, "mini-b-2", {"seed": 2, "sft.epochs": 3}, {})  # of other parameters
+    states = {"mini-b-1": "Running", "gone": "Success"}
+    told: list[str] = []
+
+    def dvc(*words: str, **environment: str) -> str:
+        told.append(" ".join(words))
+        if words[:2] == ("exp", "run"):
+            states[words[4]] = "Queued"
+        if words[:2] == ("queue", "start"):
+            assert environment["PYTHONPATH"] == "." and environment["OMP_NUM_THREADS"]
+            assert environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{project}/mlflow.db"
+            states.update(dict.fromkeys(states, "Failed"))
+        if words == ("queue", "status"):
+            rows = [f"1234567  {name}  02:39 AM  {state}" for name, state in states.items()]
+            return "\n".join(["Task  Name  Created  Status", *rows, "", "Worker status: 0 active, 0 idle"])
+        return ""
+
+    monkeypatch.setattr("rairl.study.experiments._dvc", dvc)
+    other = write_study(project, variants={"same": {}}, baseline="same").rename("other.yaml")  # nothing of its own
+    write_study(project)
+    with pytest.raises(RairlError, match=r"mini-a-1: failed \(see `dvc queue logs mini-a-1`\)"):
+        run_studies(load_studies([Path("mini.yaml"), other]), Path("out"), jobs=2)
+    assert [line for line in told if line != "queue status"] == [
+        "queue kill mini-b-1",  # it has no worker
+        "exp run --queue --name mini-a-1 -S ++seed=1",
+        "queue remove mini-b-1",
+        "exp run --queue --name mini-b-1 -S ++reward.switch_labels=true -S ++seed=1",
+        "exp remove mini-b-2",
+        "exp run --queue --name mini-b-2 -S ++reward.switch_labels=true -S ++seed=2",
+        "queue start --jobs 2",
+    ]
+
+
+def test_workers_that_vanish_are_noticed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = "1234567  mini-a-1  02:39 AM  Queued\n\nWorker status: 0 active, 0 idle\n"
+    monkeypatch.setattr("rairl.study.experiments._dvc", lambda *words, **_: status if "status" in words else "")
+    monkeypatch.setattr("rairl.study.experiments.PAUSE", 0)
+    with pytest.raises(RairlError, match="workers have gone"):
+        run_studies(load_studies([Path("mini.yaml")]), Path("out"), jobs=2)
+
+
+def test_outside_a_clone_it_says_what_a_study_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = read_study(write_study(tmp_path), MINIATURE)
+    with pytest.raises(RairlError, match="from a clone of the project"):
+        run_studies([study], tmp_path, jobs=1)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -416,32 +418,17 @@ def test_prose_around_the_tables_stays() -> None:
 
 
 @pytest.mark.slow
-def test_a_study_runs_resumes_and_shares(tmp_path: Path) -> None:
-    path = write_study(tmp_path)
-    words = ["study", path.name, "--params", str(MINIATURE), "--dir", "out", "--docs", "docs.md", "--jobs", "2"]
-    (tmp_path / "docs.md").write_text("# Ours\n\nProse.\n")
-
-    def run() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "rairl.cli.main", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
-    done = run()
-    assert done.returncode == 0, done.stderr[-3000:]
-    out = tmp_path / "out"
-    counts = {folder.name: len(list(folder.iterdir())) for folder in (out / "tasks").iterdir()}
-    assert counts == dict.fromkeys(SHARED, 2) | dict.fromkeys(OWN, 4)
-    first = (out / "mini/a/seed-1/models/sft/model.safetensors").stat()
-    second = (out / "mini/b/seed-1/models/sft/model.safetensors").stat()
-    assert first.st_ino == second.st_ino
-    for run_folder in (out / "mini").glob("*/seed-*"):
-        figures = json.loads((run_folder / "metrics.json").read_text())
-        assert {"posttrain.rairl.pass@1", "rerank.logratio", "localise.logratio_drop.exact"} <= set(figures)
-        assert "--- rairl" in (run_folder / "log.txt").read_text()
-    text = (tmp_path / "docs.md").read_text()
-    assert text.startswith("# Ours\n\nProse.\n")
-    assert "(2 seeds, 24 questions in all)" in text
-    assert (tmp_path / "plots" / "mini.png").exists()
-    stamps = {path: path.stat().st_mtime_ns for path in (out / "tasks").glob("*/*/finished")}
-    assert run().returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in (out / "tasks").glob("*/*/finished")} == stamps
-    assert (tmp_path / "docs.md").read_text() == text
+@pytest.mark.timeout(1800)
+def test_a_study_runs_shares_and_stands_still(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "clone")
+    write_study(clone, seeds=[1], variants={"b": {"guard.action": "off", "sft.learning_rate": 1e-5}, "a": {}})
+    words = [sys.executable, "-m", "rairl", "study", "mini.yaml", "--docs", "docs/ours.md", "--jobs", "1"]
+    run_words(clone, *words)
+    logs = {name: run_words(clone, "dvc", "queue", "logs", f"mini-{name}-1") for name in "ab"}
+    assert "Running stage 'base'" in logs["a"] and "Stage 'base' is cached" in logs["b"]
+    assert "Running stage 'sft'" in logs["b"]
+    assert "(1 seeds, 12 questions in all)" in (clone / "docs/ours.md").read_text()
+    assert (clone / "docs/plots/mini.png").exists() and (clone / "mlflow.db").exists()
+    queued = run_words(clone, "dvc", "queue", "status")
+    run_words(clone, *words)
+    assert run_words(clone, "dvc", "queue", "status").split("Worker")[0] == queued.split("Worker")[0]

@@ -83,20 +83,20 @@ def run(
 @app.command()
 def study(
     files: Annotated[list[Path], typer.Argument(help="study files; see studies/", metavar="STUDY.yaml...")],
-    params: PARAMS = Path("params.yaml"),
-    folder: Annotated[Path, typer.Option("--dir", help="folder of all runs")] = Path("runs/studies"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="processes at once; by default one per core")] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="folder of the tables")] = Path("runs/studies"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; by default one per core")] = None,
     docs: Annotated[Path | None, typer.Option(help="write the tables into this Markdown file, too")] = None,
+    tables: Annotated[bool, typer.Option("--tables", help="run nothing; tables of what is finished")] = False,
 ) -> None:
-    """Run studies: seeds and variants of the parameters, tables over all; the same command resumes and repeats nothing.
+    """Run seeds and variants of params.yaml as experiments of DVC, and write tables over them; it resumes.
 
-    Runs share every stage that their parameters don't tell apart, within a study and between the studies of a folder.
+    Runs share every stage that their parameters don't tell apart, by DVC's run cache.
     """
     from rairl.core.processes import cores
-    from rairl.study.execute import run_studies
+    from rairl.study.experiments import run_studies
     from rairl.study.plan import load_studies
 
-    for written in run_studies(load_studies(files, params), folder, jobs=jobs or cores(), docs=docs):
+    for written in run_studies(load_studies(files), folder, jobs=jobs or cores(), docs=docs, tables_only=tables):
         say(f"wrote {written}")
 
 

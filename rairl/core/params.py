@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,15 +160,38 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         RairlError: naming the file and every key that is unknown, missing, of a wrong type or contradictory.
     """
     path = Path(path)
+    if not path.exists():
+        raise RairlError(f"{path} does not exist; run from the project's folder or name the file with --params")
+    return parse_params(parse_yaml(path.read_text(encoding="utf-8"), source=str(path)), source=str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the words and numbers of YAML 1.2, which DVC writes: ``off`` is a word, ``1e-5`` a number."""
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"^([-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, *, source: str) -> Any:
+    """What YAML says.
+
+    Raises:
+        RairlError: naming the source, when it is not valid.
+    """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RairlError(
-            f"{path} does not exist; run from the project's folder or name the file with --params"
-        ) from error
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise RairlError(f"{path} is not valid YAML: {error}") from error
-    return parse_params(values, source=str(path))
+        raise RairlError(f"{source} is not valid YAML: {error}") from error
 
 
 def parse_params(values: Any, *, source: str = "params") -> Params:

@@ -1,33 +1,23 @@
-"""Studies: the pipeline on several seeds and variants of the parameters, nothing computed twice, and tables over all.
+"""Studies: the pipeline on several seeds and variants of the parameters, and tables over all of them.
 
-A study is a plan of tasks. A task is a stage (or, for candidates, one policy's share of the sample stage) on certain
-parameters and inputs; its outputs lie in a folder named by a hash of all that decides them: the parameters that the
-stage reads, its code, its inputs. Runs that agree so far therefore share the task, within a study and between studies,
-and a study that was interrupted goes on where it stood. What a stage reads is written in dvc.yaml, which the tests hold
-equal to the code.
+The runs are experiments of DVC (:mod:`rairl.study.experiments`): its queue runs them, its run cache gives every stage
+that two of them have in common to the second one.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rairl.core.errors import RairlError
-from rairl.core.params import Params, load_params, parse_params
+from rairl.core.params import Params, load_params, parse_params, parse_yaml
 from rairl.core.section import NonNegativeInt, Section
-from rairl.stages.layout import INPUTS, OUTPUTS, STAGES, producer
-from rairl.stages.runner import input_files_digest
-
-PROJECT = Path(__file__).parents[2]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -55,51 +45,80 @@ class StudyFile(Section):
 
 
 @dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        name: ``<study>-<variant>-<seed>``, of its experiment.
+        params: all of its parameters.
+        changes: what they change in params.yaml, by dotted key.
+    """
+
+    name: str
+    params: Params
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Study:
-    """A study file with the parameters of its runs.
+    """A study file with its runs.
 
     Attributes:
         name: the file's name without suffix.
         command: that runs it.
         file: what it says.
-        runs: (variant, seed) to parameters; the baseline first.
+        runs: by (variant, seed); all seeds of the baseline first, since the others share most of its stages.
     """
 
     name: str
     command: str
     file: StudyFile
-    runs: dict[tuple[str, int], Params]
+    runs: dict[tuple[str, int], Run]
 
 
-def read_study(path: Path, params: Path) -> Study:
+def read_study(path: Path, params: Path = Path("params.yaml")) -> Study:
     """Read a study on top of a parameter file.
 
     Raises:
         RairlError: naming the file, and the key or the variant that is wrong.
     """
     load_params(params)  # whatever is wrong with it is told under its own name
-    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    values = parse_yaml(params.read_text(encoding="utf-8"), source=str(params))
+    if not path.exists():
+        raise RairlError(f"{path} does not exist; studies/ has examples")
     try:
-        file = StudyFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise RairlError(f"{path} does not exist; studies/ has examples") from error
-    except yaml.YAMLError as error:
-        raise RairlError(f"{path} is not valid YAML: {error}") from error
+        file = StudyFile.model_validate(parse_yaml(path.read_text(encoding="utf-8"), source=str(path)))
     except ValidationError as error:
         first = error.errors()[0]
         raise RairlError(f"{path}: {'.'.join(map(str, first['loc'])) or 'study'}: {first['msg']}") from error
     order = [file.baseline, *(name for name in file.variants if name != file.baseline)]
     runs = {}
-    for seed in file.seeds:
-        for variant in order:
+    for variant in order:
+        for seed in file.seeds:
             where = f"{path}, variant {variant!r}"
-            own = changed(values, {**file.variants[variant], "seed": seed}, source=where)
-            runs[variant, seed] = parse_params(own, source=where)
-    command = f"rairl study {path}" + ("" if params == Path("params.yaml") else f" --params {params}")
-    return Study(path.stem, command, file, runs)
+            changes = {**file.variants[variant], "seed": seed}
+            own = changed(values, changes, source=where)
+            parse_params(own, source=where)
+            changes |= _absolute_paths(own)
+            whole = parse_params(changed(own, changes), source=where)
+            runs[variant, seed] = Run(f"{path.stem}-{variant}-{seed}", whole, changes)
+    return Study(path.stem, f"rairl study {path}", file, runs)
 
 
-def load_studies(files: Sequence[Path], params: Path) -> list[Study]:
+def _absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes that make the relative paths of the parameters absolute: an experiment runs in a folder of its own."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(item) for item in value]
+        return os.path.abspath(value) if isinstance(value, str) and "/" in value and os.path.exists(value) else value
+
+    named = {f"dataset.{key}": value for key, value in values["dataset"].items()}
+    named |= {"base.source": values["base"].get("source"), "reward.backbone": values["reward"].get("backbone")}
+    return {key: absolute(value) for key, value in named.items() if absolute(value) != value}
+
+
+def load_studies(files: Sequence[Path], params: Path = Path("params.yaml")) -> list[Study]:
     """Read study files on top of a parameter file.
 
     Raises:
@@ -128,105 +147,3 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any], *, source: st
             place = place[section]
         place[last] = value
     return result
-
-
-# --- the plan --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Task:
-    """One piece of work.
-
-    Attributes:
-        name: a stage, or ``sample.<policy>``.
-        params: of the first run that needs it (any other that does agrees in what the stage reads).
-        inputs: argument to path; for the stage ``sample`` policy to the folder of its candidates.
-        folder: of its outputs, at their default places.
-        needs: folders of the tasks that must be finished before.
-        log: where its messages go; the log of the first run that needs it.
-    """
-
-    name: str
-    params: Params = field(repr=False, compare=False)
-    inputs: dict[str, Path] = field(repr=False, compare=False)
-    folder: Path
-    needs: frozenset[Path] = field(repr=False, compare=False)
-    log: Path = field(repr=False, compare=False)
-
-    @property
-    def stage(self) -> str:
-        """The stage it is, or is a part of."""
-        return self.name.split(".")[0]
-
-    @property
-    def metrics(self) -> Path:
-        """Its figures."""
-        return self.folder / OUTPUTS[self.stage]["metrics"]
-
-    @property
-    def finished(self) -> bool:
-        """Whether all its outputs are there."""
-        return (self.folder / "finished").exists()
-
-
-@cache
-def _dependencies() -> dict[str, Any]:
-    return yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-
-
-@cache
-def _code(stage: str) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(name for name in _dependencies()[stage]["deps"] if name.startswith("rairl/")):
-        place = PROJECT / name
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.suffix in (".py", ".html"):
-                digest.update(str(path.relative_to(PROJECT)).encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _reads(stage: str, params: Params) -> dict[str, Any]:
-    """Values of the parameters that a stage reads."""
-    values = params.model_dump()
-    found = {}
-    for key in _dependencies()[stage]["params"]:
-        place: Any = values
-        for part in key.split("."):
-            place = place[part]
-        found[key] = place
-    return found
-
-
-def plan(params: Params, root: Path, log: Path) -> list[Task]:
-    """The tasks of one run, each after the ones it needs; all stages but the report."""
-    from rairl.stages.sample import RANKED, sources
-
-    files = input_files_digest(params)
-    tasks: dict[str, Task] = {}
-
-    def add(name: str, inputs: dict[str, Path], needs: Sequence[str]) -> None:
-        stage = name.split(".")[0]
-        folders = frozenset(tasks[other].folder for other in needs)
-        reads = _reads(stage, params)
-        if name != stage:
-            reads.pop("reward.backbone")  # it decides only whether there is a part for the second model
-        parts = [name, reads, _code(stage), sorted(folder.name for folder in folders)]
-        key = hashlib.sha256(json.dumps([*parts, files], sort_keys=True).encode()).hexdigest()[:16]
-        tasks[name] = Task(name, params, inputs, root / "tasks" / name / key, folders, log)
-
-    for stage in STAGES:
-        if stage == "report":
-            continue
-        inputs = {arg: tasks[producer(path)].folder / path for arg, path in INPUTS[stage].items()}
-        if stage != "sample":
-            add(stage, inputs, [producer(path) for path in INPUTS[stage].values()])
-            continue
-        for policy, source in sources(params).items():
-            readers = ("base", "sft", "second_model")
-            mine = {"data", source, *(readers if policy in (*RANKED, "logged") else ())}
-            named = {"data": inputs["data"], "model": inputs[source], **{name: inputs[name] for name in readers}}
-            add(f"sample.{policy}", named, [producer(INPUTS[stage][arg]) for arg in sorted(mine)])
-        draws = {policy: tasks[f"sample.{policy}"] for policy in sources(params)}
-        gathered = {policy: task.folder / "candidates" for policy, task in draws.items()}
-        add(stage, gathered, [task.name for task in draws.values()])
-    return list(tasks.values())

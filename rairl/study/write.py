@@ -29,13 +29,14 @@ def write_results(study: Study, finished: Mapping[tuple[str, int], Path], folder
         study: what was run.
         finished: (variant, seed) to the folder of its run, for the runs that finished.
         folder: of the study.
-        docs: a Markdown file with a part for each study, or None.
+        docs: a Markdown file whose part between ``<!-- study:NAME -->`` and ``<!-- end -->`` is replaced (added at its
+            end where there is none), with the plot in ``plots/`` beside it; or None.
     """
     runs: dict[str, dict[int, Questions]] = {variant: {} for variant in study.file.variants}
     for (variant, seed), run in finished.items():
         tables_ = [read_questions(run / "plots" / stage) for stage in STAGES if _has_questions(run, stage)]
         runs[variant][seed] = {name: rows for table in tables_ for name, rows in table.items()}
-    params = next(iter(study.runs.values()))
+    params = next(iter(study.runs.values())).params
     results = Results(runs, draws=params.report.bootstrap)
     found = tables(results, list(study.file.variants), study.file.baseline, params.rerank.n)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,7 @@ def plot(results: Results, study: Study, path: Path) -> Path | None:
     """The headline figures of every variant beside their rivals, with error bars; None when there are none."""
     first = study.file.baseline
     order = [first, *(name for name in study.file.variants if name != first)]
-    n = next(iter(study.runs.values())).rerank.n
+    n = next(iter(study.runs.values())).params.rerank.n
     panels: dict[str, tuple[dict[str, Estimate], float | None]] = {}
     policies = {"SFT": "sft", "SFT, last epoch": "sft_last", "second_model": "second_model", "GRPO": "grpo"}
     selectors = {label: f"rerank.{name}" for name, label in SELECTORS.items()}

@@ -233,7 +233,7 @@ def _head(stage: str, params: Params, root: Path, card: Path | None) -> dict[str
     }
     labels = {
         "stage": stage,
-        "policy": model(params.base.source, params.base.revision),
+        "policy": model(params.base.source, getattr(params.base, "revision", None)),
         "backbone": model(params.reward.backbone, params.reward.revision),
         "granularity": params.reward.granularity,
         "seed": str(params.seed),
