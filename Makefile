@@ -30,7 +30,8 @@ repro: export OMP_NUM_THREADS ?= 1
 endif
 repro: setup ## run the pipeline of dvc.yaml on params.yaml; only what has changed runs again (JOBS=1: a stage at a time)
 ifneq ($(JOBS),1)
-	@dvc status -q || { dvc repro prepare && $(call together,base sft,second_model) && $(call together,grpo,rairl) \
+	@dvc repro -q inputs
+	@[ "$$(dvc status --json)" = '{"inputs": ["always changed"]}' ] || { dvc repro prepare && $(call together,base sft,second_model) && $(call together,grpo,rairl) \
 		&& dvc repro -s sample && $(call together,posttrain,rerank) && $(call together,localise,audit); }
 endif
 	@dvc repro
