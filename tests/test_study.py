@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import in_environment, make_clone
 from rairl.core.errors import RairlError
 from rairl.core.stats import NOTHING, Estimate
 from rairl.evaluate.questions import one_each, read_questions, sums, write_questions
+from rairl.study import experiments
 from rairl.study.experiments import finished_runs, run_studies
 from rairl.study.plan import changed, load_studies, read_study
 from rairl.study.tables import Cell, Results, Table, closed, corrected, tables
@@ -225,12 +227,35 @@ def test_what_is_missing_is_queued_once_baselines_first(project: Path, monkeypat
     ]
 
 
-def test_workers_that_vanish_are_noticed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status = "1234567  mini-a-1  02:39 AM  Queued\n\nWorker status: 0 active, 0 idle\n"
-    monkeypatch.setattr("rairl.study.experiments._dvc", lambda *words, **_: status if "status" in words else "")
-    monkeypatch.setattr("rairl.study.experiments.PAUSE", 0)
-    with pytest.raises(RairlError, match="workers have gone"):
-        run_studies(load_studies([Path("mini.yaml")]), Path("out"), jobs=2)
+def test_a_running_task_without_a_process_is_lost(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        "1111111  dead  Nov 30, 2026  Running",
+        "2222222  alive  02:39 AM  Running",
+        "3333333  idle  02:39 AM  Queued",
+    ]
+    shown = "\n".join(
+        ["Task  Name  Created  Status", *rows, "4444444  dead  02:00 AM  Failed", "", "Worker status: {}"]
+    )
+    for task, process in {"1111111": 2**22 + 1, "2222222": os.getpid()}.items():
+        (project / ".dvc/tmp/exps/run" / f"{task}abc").mkdir(parents=True)
+        (project / ".dvc/tmp/exps/run" / f"{task}abc" / f"{task}abc.pid").write_text(str(process))
+    monkeypatch.setattr(experiments, "_dvc", lambda *words: shown.format("0 active, 0 idle"))
+    assert experiments._queue() == ({"dead": "Lost", "alive": "Running", "idle": "Queued"}, False)
+    monkeypatch.setattr(experiments, "_dvc", lambda *words: shown.format("1 active, 0 idle"))
+    assert experiments._queue() == ({"dead": "Running", "alive": "Running", "idle": "Queued"}, True)
+
+
+def test_waiting_starts_workers_again_and_ends_when_only_lost_runs_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = iter([
+        ({"a": "Running", "b": "Queued"}, True), ({"a": "Running", "b": "Queued"}, False),
+        ({"a": "Lost", "b": "Running"}, True), *3 * [({"a": "Lost", "b": "Success"}, False)],
+    ])  # fmt: skip
+    started: list[int] = []
+    monkeypatch.setattr(experiments, "_queue", lambda: next(shown))
+    monkeypatch.setattr(experiments, "_start", started.append)
+    monkeypatch.setattr(experiments, "PAUSE", 0)
+    experiments._wait({"a", "b"}, 2)
+    assert started == [2] and next(shown, None) is None
 
 
 def test_outside_a_clone_it_says_what_a_study_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

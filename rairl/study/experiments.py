@@ -45,8 +45,8 @@ def run_studies(
         The results files.
 
     Raises:
-        RairlError: outside a repository of git and DVC, when DVC refuses or nothing works on the queue; and at the
-            end, naming every run that is not finished.
+        RairlError: outside a repository of git and DVC, when DVC refuses; and at the end, naming every run that is
+            not finished.
     """
     if not Path("dvc.yaml").exists() or not Path(".dvc").exists():
         raise RairlError("a study needs dvc.yaml and DVC, but there is none here; run it from a clone of the project")
@@ -82,15 +82,14 @@ def _run_missing(studies: Sequence[Study], jobs: int) -> None:
     missing = [run for digest, run in _distinct(studies).items() if digest not in done]
     if not missing:
         return
-    states, working = _queue()
-    # A worker that was killed leaves its task running for ever. The stages that it had finished are in the run cache.
-    lost = [] if working else [name for name, state in states.items() if state == "Running"]
-    if lost:
+    states, _ = _queue()
+    lost = [name for name, state in states.items() if state == "Lost"]
+    if lost:  # the stages that they had finished are in the run cache
         _dvc("queue", "kill", *lost)
     here = _git("rev-parse", "HEAD").strip()
     taken = {ref.rpartition("/")[2] for ref in _git("for-each-ref", f"refs/exps/{here[:2]}/{here[2:]}").split()}
     for run in missing:
-        if states.get(run.name) in ("Queued", "Running") and run.name not in lost:
+        if states.get(run.name) in ("Queued", "Running"):
             continue
         if run.name in states:
             _dvc("queue", "remove", run.name)
@@ -98,8 +97,8 @@ def _run_missing(studies: Sequence[Study], jobs: int) -> None:
             _dvc("exp", "remove", run.name)
         changes = [f"++{key}={json.dumps(value, ensure_ascii=False)}" for key, value in run.changes.items()]
         _dvc("exp", "run", "--queue", "--name", run.name, *(word for change in changes for word in ("-S", change)))
-    _dvc("queue", "start", "--jobs", str(jobs), **_environment(jobs))
-    _wait({run.name for run in missing})
+    _start(jobs)
+    _wait({run.name for run in missing}, jobs)
 
 
 def _environment(jobs: int) -> dict[str, str]:
@@ -118,14 +117,26 @@ def _environment(jobs: int) -> dict[str, str]:
     }
 
 
-def _wait(names: set[str]) -> None:
+def _wait(names: set[str], jobs: int) -> None:
     """Until the queue has done with the experiments; says how many are in which state whenever that changes."""
-    known: dict[str, int] = {}
+    known: Counter[str] = Counter()
+    looks = 0  # in a row at which only lost ones were left
     try:
-        while not {"Queued", "Running"}.isdisjoint(known := _counted(names, known)):
+        while True:
+            states, working = _queue()
+            counts = Counter(state for name, state in states.items() if name in names)
+            if counts != known:
+                known = counts
+                _say("runs: " + ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items())))
+            unfinished = {"Queued", "Running", "Lost"} & counts.keys()
+            looks = looks + 1 if unfinished == {"Lost"} else 0
+            if not unfinished or looks == 3:
+                return
+            if (
+                "Queued" in unfinished and not working
+            ):  # workers leave when the queue is empty, as it may just have been
+                _start(jobs)
             time.sleep(PAUSE)
-            if not _queue()[1] and not _queue()[1]:  # a worker that is busy may miss one call
-                raise RairlError("the queue's workers have gone, perhaps killed; the same command goes on from here")
     except KeyboardInterrupt:
         raise RairlError(
             "the queue works on without us: `dvc queue status` shows it, `dvc queue stop --kill` ends it, and the same "
@@ -133,20 +144,38 @@ def _wait(names: set[str]) -> None:
         ) from None
 
 
-def _counted(names: set[str], known: dict[str, int]) -> dict[str, int]:
-    counts = dict(sorted(Counter(state for name, state in _queue()[0].items() if name in names).items()))
-    if counts != known:
-        print("runs: " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items()), file=sys.stderr)
-    return counts
+def _start(jobs: int) -> None:
+    _dvc("queue", "start", "--jobs", str(jobs), **_environment(jobs))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _queue() -> tuple[dict[str, str], bool]:
-    """State of each task of the queue by its experiment's name, and whether there are workers."""
+    """State of each task of the queue by its experiment's name, and whether there are workers.
+
+    DVC's states, and ``Lost``: DVC calls a task running for ever whose worker was killed. A worker that leaves finishes
+    its task, but is no longer among the workers; so the task's process decides.
+    """
     shown = _dvc("queue", "status")
+    working = re.search(r"^Worker status: 0 active, 0 idle", shown, re.M) is None
     states: dict[str, str] = {}
-    for name, state in re.findall(r"^[0-9a-f]{7}\s+(\S+)\s.*\b(Queued|Running|Failed|Success)\s*$", shown, re.M):
-        states.setdefault(name, state)  # tasks that are open come first
-    return states, re.search(r"^Worker status: 0 active, 0 idle", shown, re.M) is None
+    rows = re.findall(r"^([0-9a-f]{7})\s+(\S+)\s.*\b(Queued|Running|Failed|Success)\s*$", shown, re.M)
+    for task, name, state in rows:  # those that are not done come first
+        lost = state == "Running" and not working and not _has_process(task)
+        states.setdefault(name, "Lost" if lost else state)
+    return states, working
+
+
+def _has_process(task: str) -> bool:
+    for file in Path(".dvc/tmp/exps/run").glob(f"{task}*/*.pid"):
+        try:
+            os.kill(int(file.read_text()), 0)
+            return True
+        except (ProcessLookupError, ValueError):
+            continue
+    return False
 
 
 def finished_runs(studies: Sequence[Study]) -> dict[str, str]:
