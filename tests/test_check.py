@@ -180,6 +180,12 @@ def test_a_file_that_prepare_would_refuse_ends_with_1(tmp_path: Path) -> None:
     assert "`prepare` would stop at:\n  - " in done.output and "'q1' has no answer" in done.output
 
 
+def test_a_mixed_number_is_written_as_gold_by_its_value(look: Any, tmp_path: Path) -> None:
+    split(look(*(row(n, text="a\nb\nSo \\boxed{1\\frac{1}{2}}.") for n in range(10))), tmp_path / "mine")
+    golds = {trace.gold for name in ("prompts", "test") for trace in read_traces(tmp_path / "mine" / f"{name}.jsonl")}
+    assert golds == {"1.5"}
+
+
 def test_too_few_problems_are_not_split(look: Any, tmp_path: Path) -> None:
     found = look(*(row(number) for number in range(9)))
     with pytest.raises(RairlError, match="9 usable problems can't be split"):

@@ -241,6 +241,14 @@ def test_equal_answers_in_different_words_vote_together(tmp_path):
     assert expected_accuracy(traces, {}, [3])["majority"][3] == [1.0]
 
 
+def test_equal_formulas_vote_together():
+    pytest.importorskip("math_verify", reason="math-verify is not installed here")
+    answers = [r"\frac{\sqrt2}{2}", r"\frac{1}{\sqrt2}", "2^{-1/2}", "0.7", "0.7"]
+    traces = [candidate("a", k, "x", right=k < 3, answer=answer) for k, answer in enumerate(answers)]
+    table = expected_accuracy(traces, {}, [5], {"vote": [1.0] * 5})
+    assert table["majority"][5] == table["vote"][5] == [1.0]
+
+
 def test_model_accuracy_comes_from_other_questions(tmp_path):
     assert accuracy_by_source(CANDIDATES) == {"m": 0.5, "w": 0.5}
     with pytest.raises(RairlError, match="trace 'a/1': source 'w' has no traces"):

@@ -20,7 +20,7 @@ from rairl.core.errors import RairlError
 from rairl.core.stats import Estimate, bootstrap_mean, exact, paired_difference, paired_permutation_p, within_auroc
 from rairl.core.traces import Trace
 from rairl.evaluate.candidates import by_question, logprob, questions
-from rairl.text.answers import normalise_answer
+from rairl.text.answers import group_answers
 
 if TYPE_CHECKING:
     from rairl.evaluate.likelihood import Likelihood
@@ -68,7 +68,7 @@ def majority_of_n(answers: Sequence[str | None], correct: Sequence[bool], ns: Se
     ``prod_a (sum_{c<j} C(m_a, c) x^c + y C(m_a, j) x^j)``: x counts the subset's members, y the answers tied at j.
 
     Args:
-        answers: ``(m,)``, normalised so that equal strings are equal answers.
+        answers: ``(m,)``, of which equal ones have one name (:func:`rairl.text.answers.group_answers`).
         correct: ``(m,)``.
         ns: sizes N, each at most m.
     """
@@ -110,7 +110,7 @@ def weighted_vote_of_n(
     more than :data:`SUBSETS` that many random ones.
 
     Args:
-        answers: ``(m,)``, normalised so that equal strings are equal answers; None has no vote.
+        answers: ``(m,)``, of which equal ones have one name; None has no vote.
         weights: ``(m,)``, positive.
         correct: ``(m,)``.
         ns: sizes N, each at most m.
@@ -265,7 +265,10 @@ def expected_accuracy(
     for name, values in scores.items():
         ranked = [_ranked([values[i] for i in indices], [correct[i] for i in indices]) for _, indices in rows]
         table[name] = {n: np.array([_chances(len(order), n) @ order for order in ranked]) for n in ns}
-    answers = [None if trace.answer is None else normalise_answer(trace.answer) for trace in traces]
+    answers: list[str | None] = [None] * len(traces)
+    for _, indices in rows:
+        for index, group in zip(indices, group_answers([traces[i].answer for i in indices]), strict=True):
+            answers[index] = group
 
     def by_n(accuracies: list[list[float]]) -> dict[int, np.ndarray]:
         columns = np.array(accuracies).reshape(len(rows), len(ns))

@@ -12,7 +12,7 @@ from rairl.core.errors import RairlError
 from rairl.core.stats import Estimate, bootstrap_mean, paired_difference, paired_permutation_p, pass_at_k
 from rairl.core.traces import Trace
 from rairl.evaluate.candidates import by_question, logprob, meta_number, questions
-from rairl.text.answers import grade, normalise_answer
+from rairl.text.answers import grade, group_answers
 
 CONTRASTS = (
     ("rairl", "sft"),
@@ -75,7 +75,7 @@ def diversity(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
     """
     measures: dict[str, dict[str, float]] = {"distinct": {}, "answer_entropy": {}}
     for question, rows in by_question(traces).items():
-        answers = Counter(normalise_answer(traces[row].answer or "") for row in rows)
+        answers = Counter(group_answers([traces[row].answer for row in rows]))
         shares = np.array(list(answers.values())) / len(rows)
         measures["distinct"][question] = len({traces[row].text for row in rows}) / len(rows)
         measures["answer_entropy"][question] = float(-(shares * np.log(shares)).sum())

@@ -15,7 +15,7 @@ from rairl.evaluate.best_of_n import best_of_n, majority_of_n, vote_temperature,
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.first_error import detection_figures, located_figures, step_auc_figures, trivial_predictions
 from rairl.models.calibration import first_error, suspicion
-from rairl.text.answers import normalise_answer
+from rairl.text.answers import group_answers
 
 if TYPE_CHECKING:
     from rairl.models.calibration import Calibration
@@ -64,9 +64,9 @@ def rerank_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[s
         weights = vote_weights([score[trace.id] for trace in ranked], [group] * len(ranked), temperature)
         votes: dict[str, float] = {}
         words: dict[str, str] = {}
-        for trace, weight in zip(ranked, weights, strict=True):
-            if trace.answer is not None:
-                key = normalise_answer(trace.answer)
+        equal = group_answers([trace.answer for trace in ranked])
+        for trace, key, weight in zip(ranked, equal, weights, strict=True):
+            if key is not None and trace.answer is not None:
                 votes[key] = votes.get(key, 0.0) + weight
                 words.setdefault(key, trace.answer)
         yield {
@@ -99,7 +99,7 @@ def choice_figures(
             continue
         keys.append(row["group"])
         right, scores = [bool(trace.correct) for trace in members], [item["score"] for item in row["ranking"]]
-        answers = [None if trace.answer is None else normalise_answer(trace.answer) for trace in members]
+        answers = group_answers([trace.answer for trace in members])
         weights = vote_weights(scores, [row["group"]] * len(members), temperature)
         n = len(members)
         found = {
