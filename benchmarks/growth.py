@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rairl.learn.replay import Replay
 
 from benchmarks.material import Material
 from rairl.core.traces import read_traces, write_traces
+from rairl.learn.discriminator_batch import Replay
 from rairl.learn.learned_reward import LearnedReward, unique_ids
 from rairl.learn.rollouts import sample
 from rairl.models.base import new_model
