@@ -315,3 +315,9 @@ def test_a_reward_travels_over_http(
         assert one.steps.tolist() == pytest.approx(other.steps.tolist(), abs=1e-5)
     with pytest.raises(RairlError, match="nobody"), registered_reward("models:/rairl-reward@nobody"):
         pass
+
+
+def test_what_is_still_to_be_sent_can_be_kept_outside_a_folder_that_goes(tmp_path: Path, monkeypatch) -> None:
+    assert outbox(tmp_path) == tmp_path / ".rairl" / "tracking"
+    monkeypatch.setenv("RAIRL_TRACKING", str(tmp_path / "kept"))
+    assert outbox(tmp_path / "experiment") == tmp_path / "kept"

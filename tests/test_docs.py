@@ -69,7 +69,7 @@ def test_every_target_of_make_exists(path: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     inline = re.findall(r"`make ([a-z0-9-]+)", path.read_text(encoding="utf-8"))
     called = {given[0] for line in command_lines(path) if (given := words(line, "make"))}
-    assert called | set(inline) <= targets
+    assert path.name == "log.md" or called | set(inline) <= targets  # the log also tells of targets that are gone
 
 
 def anchor(heading: str) -> str:

@@ -116,7 +116,7 @@ def test_a_builtin_model_needs_its_sizes_and_has_no_revision(values: dict[str, A
 
 
 def test_logged_traces_need_no_policy_and_others_do(values: dict[str, Any]) -> None:
-    assert "policy" not in yaml.safe_load((ROOT / "presets" / "gsm8k-logged.yaml").read_text())
+    assert "policy" not in yaml.safe_load((ROOT / "rairl" / "presets" / "gsm8k-logged.yaml").read_text())
     del values["policy"]
     with pytest.raises(RairlError, match="key 'policy' is missing"):
         parse_params(values)

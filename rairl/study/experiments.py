@@ -105,13 +105,15 @@ def _environment(jobs: int) -> dict[str, str]:
     """What the queue's workers, and so the stages, find in their environment.
 
     An experiment runs in a temporary folder with the code that it was queued with: that is the code to run (hence the
-    Python path), and what must outlive the folder, the tracking store and unfinished training, lies in the project's.
+    Python path), and what must outlive the folder lies in the project's: the tracking store, what it has not
+    got yet, and unfinished training.
     """
     here = Path.cwd()
     return {
         "PYTHONPATH": ".",
         "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'mlflow.db'}"),
         "RAIRL_CHECKPOINTS": os.environ.get("RAIRL_CHECKPOINTS", str(here / ".rairl" / "checkpoints")),
+        "RAIRL_TRACKING": os.environ.get("RAIRL_TRACKING", str(here / ".rairl" / "tracking")),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs))),
         "TQDM_MININTERVAL": "30",  # no bars in logs
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,8 +48,11 @@ _PARAM_BATCH = 100
 
 
 def outbox(root: Path) -> Path:
-    """Where the stages of a project keep what MLflow doesn't have yet: a folder each."""
-    return root / ".rairl" / "tracking"
+    """Where the stages of a project keep what MLflow doesn't have yet: a folder each.
+
+    ``RAIRL_TRACKING`` names another place, where the project's folder goes away, as an experiment's does.
+    """
+    return Path(os.environ.get("RAIRL_TRACKING", root / ".rairl" / "tracking"))
 
 
 def lock_of(folder: Path) -> FileLock:
