@@ -40,6 +40,7 @@ def small(tmp_path: Path, tiny_policy: Path, miniature: Params, demos: list[Trac
 MACHINE = floors.Machine(flops=1e9, bandwidth=1e9)
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_json_plot_and_documentation(
     small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,14 +12,17 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import redirect_stderr
 from dataclasses import replace
 from importlib.metadata import entry_points, metadata
+from io import StringIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 from conftest import FixedReward
+from typer.testing import CliRunner
 
 from rairl import __version__
 from rairl.core.traces import Trace, write_traces
@@ -34,6 +37,18 @@ RAIRL = [sys.executable, "-m", "rairl.cli.main"]
 
 def rairl(*words: str | Path, cwd: Path = ROOT, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*RAIRL, *map(str, words)], cwd=cwd, capture_output=True, text=True, **more)
+
+
+def rairl_here(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, where torch is imported already."""
+    from rairl.cli.main import _explain, app
+
+    shown = CliRunner().invoke(app, [*map(str, words)])
+    if shown.exception is None or isinstance(shown.exception, SystemExit):
+        return subprocess.CompletedProcess(words, shown.exit_code, shown.stdout, shown.stderr)
+    with redirect_stderr(StringIO()) as explained:
+        code = _explain(shown.exception)  # type: ignore[arg-type]
+    return subprocess.CompletedProcess(words, code, shown.stdout, shown.stderr + explained.getvalue())
 
 
 def test_the_package_installs_with_its_entry_point() -> None:
@@ -250,15 +265,15 @@ def test_answers_are_read_and_judged_where_they_are_not_given(tmp_path: Path) ->
 def test_own_files_are_checked_before_the_model_is_loaded(tmp_path: Path, command: str) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"id": "a", "problem": "p", "text": "x"}\n{"id": "b", "problem": "p", "txt": "x"}\n')
-    done = rairl(command, path, "--reward", tmp_path)
+    done = rairl_here(command, path, "--reward", tmp_path)
     assert done.returncode == 2
     assert f"{path}, line 2: field 'txt' is unknown" in done.stderr
-    done = rairl(command, path, "--reward", tmp_path, "--skip-bad")
+    done = rairl_here(command, path, "--reward", tmp_path, "--skip-bad")
     assert done.returncode == 2
     assert f"left out: {path}, line 2" in done.stderr
     assert f"{tmp_path} holds no reward model" in done.stderr
     write_traces(path, [Trace(id="a", problem="p")])
-    done = rairl(command, path, "--reward", tmp_path)
+    done = rairl_here(command, path, "--reward", tmp_path)
     assert done.returncode == 2
     assert f"{path}, line 1: field 'text': trace 'a' has no 'text'" in done.stderr
 
@@ -309,7 +324,7 @@ def test_what_is_skipped_is_counted_and_what_is_too_long_is_named(
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
     words = ["localise", path, "--reward", tmp_path / "reward", "-o", tmp_path / "rows.jsonl", "--html", page]
-    done = rairl(*words, "--skip-bad")
+    done = rairl_here(*words, "--skip-bad")
     assert done.returncode == 0, done.stderr
     assert f"left out: {path}, line 3: not valid JSON" in done.stderr
     assert f"left out: {path}, line 2: trace 'b' has" in done.stderr
@@ -318,7 +333,7 @@ def test_what_is_skipped_is_counted_and_what_is_too_long_is_named(
     assert [json.loads(line)["id"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == ["a"]
     assert '"id": "a"' in page.read_text()
     path.write_text(json.dumps(rows[1]) + "\n")
-    done = rairl(*words)
+    done = rairl_here(*words)
     assert done.returncode == 2
     assert f"{path}, line 1: trace 'b' has" in done.stderr and "reads at most" in done.stderr
 

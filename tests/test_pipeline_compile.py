@@ -234,14 +234,14 @@ def test_a_stage_gets_the_gpus_place_and_processes_it_asks_for(tmp_path: Path) -
 
 def test_a_stage_on_several_machines_hands_its_needs_to_the_job(tmp_path: Path) -> None:
     need = {"cpu": "64", "memory": "512Gi", "gpus": 8, "trainjob": {"runtime": "rairl", "nodes": 2, "fsdp": True}}
-    compiled = compile_with(tmp_path, stages={"rairl": need})
+    sharded = {"cpu": "8", "memory": "64Gi", "gpus": 8, "accelerate": "fsdp"}
+    compiled = compile_with(tmp_path, stages={"rairl": need, "sft": sharded})
     job = json.loads(compiled.environment("rairl")["RAIRL_TRAINJOB"])
     assert (job["runtime"], job["nodes"], job["processes"], job["fsdp"]) == ("rairl", 2, 8, True)
     assert job["shared"] == "/shared"
     assert job["resources"] == {"cpu": "64", "memory": "512Gi", "nvidia.com/gpu": "8"}
     assert "accelerator" not in compiled.executor("rairl")["resources"]  # the task's own pod only waits
-    sharded = compile_with(tmp_path, stages={"sft": {"cpu": "8", "memory": "64Gi", "gpus": 8, "accelerate": "fsdp"}})
-    assert sharded.environment("sft")["RAIRL_ACCELERATE"] == "fsdp"
+    assert compiled.environment("sft")["RAIRL_ACCELERATE"] == "fsdp"
 
 
 def test_a_mistake_in_the_description_is_named(tmp_path: Path) -> None:
