@@ -188,10 +188,15 @@ def parse_yaml(text: str, *, source: str) -> Any:
     Raises:
         RairlError: naming the source, when it is not valid.
     """
+    loader = None
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        loader = _Loader(text)
+        return loader.get_single_data()
     except yaml.YAMLError as error:
         raise RairlError(f"{source} is not valid YAML: {error}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
 
 
 def parse_params(values: Any, *, source: str = "params") -> Params:
