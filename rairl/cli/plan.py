@@ -34,15 +34,14 @@ def params(
     presets/{dataset,model,method}/ and the changes given. A later word wins.
     """
     if words:
-        import yaml
-
+        from rairl.core.yaml_files import dump_yaml
         from rairl.preflight import presets
 
         values = presets.compose(words)
         parse_params(values, source=" ".join(words))  # a mistake is told before the hub is asked
         values = presets.pin(values) if pin else values
         digest = parse_params(values).digest()
-        write_text(output, yaml.safe_dump(values, sort_keys=False))
+        write_text(output, dump_yaml(values, sort_keys=False))
         say(f"{output} is valid (digest {digest})")
         return
     from rairl.preflight.presets import FOLDER

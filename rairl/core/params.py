@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rairl.core.dataset_params import (
@@ -25,6 +24,7 @@ from rairl.core.dataset_params import (
 from rairl.core.errors import RairlError
 from rairl.core.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 from rairl.core.training_params import BaseParams, GuardParams, PolicyParams, RewardParams, SftParams, contradictions
+from rairl.core.yaml_files import read_yaml
 
 
 class SampleParams(Section):
@@ -61,8 +61,21 @@ class ReportParams(Section):
 class TrackingParams(Section):
     """MLflow names; the address comes from MLFLOW_TRACKING_URI, else a sqlite file here."""
 
-    experiment: Annotated[str, Field(min_length=1)]
-    registered_model: Annotated[str, Field(min_length=1)]
+    experiment: Annotated[str, Field(min_length=1, max_length=256)]
+    registered_model: Annotated[str, Field(min_length=1, max_length=256)]
+
+    @model_validator(mode="after")
+    def _accepted_by_mlflow(self) -> TrackingParams:
+        if not self.experiment.strip():
+            raise ValueError("tracking.experiment is blank; MLflow wants a name")
+        name = self.registered_model
+        # MLflow refuses a slash, a colon and what would be another path; quotes would end the name in a search.
+        if not name.strip() or name == "." or name.startswith("..") or any(sign in name for sign in "/:'\""):
+            raise ValueError(
+                f"tracking.registered_model {name!r} is no name for a registered model: it must not be empty, begin "
+                "with '..' or hold a slash, a colon or quotes; write team-reward rather than team/reward"
+            )
+        return self
 
 
 class Params(Section):
@@ -143,13 +156,11 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError as error:
         raise RairlError(
             f"{path} does not exist; run from the project's folder or name the file with --params"
         ) from error
-    except yaml.YAMLError as error:
-        raise RairlError(f"{path} is not valid YAML: {error}") from error
     return parse_params(values, source=str(path))
 
 

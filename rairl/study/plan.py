@@ -18,12 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rairl.core.errors import RairlError
 from rairl.core.params import Params, load_params, parse_params
 from rairl.core.section import NonNegativeInt, Section
+from rairl.core.yaml_files import read_yaml
 from rairl.stages.layout import INPUTS, OUTPUTS, STAGES, producer
 from rairl.stages.runner import input_files_digest
 
@@ -78,13 +78,11 @@ def read_study(path: Path, params: Path) -> Study:
         RairlError: naming the file, and the key or the variant that is wrong.
     """
     load_params(params)  # whatever is wrong with it is told under its own name
-    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    values = read_yaml(params)
     try:
-        file = StudyFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        file = StudyFile.model_validate(read_yaml(path))
     except FileNotFoundError as error:
         raise RairlError(f"{path} does not exist; studies/ has examples") from error
-    except yaml.YAMLError as error:
-        raise RairlError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise RairlError(f"{path}: {'.'.join(map(str, first['loc'])) or 'study'}: {first['msg']}") from error
@@ -171,7 +169,7 @@ class Task:
 
 @cache
 def _dependencies() -> dict[str, Any]:
-    return yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return read_yaml(PROJECT / "dvc.yaml")["stages"]
 
 
 @cache
