@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rairl.core.stats import hierarchical_bootstrap
 from rairl.core.traces import read_traces, relabel
-from rairl.evaluate.best_of_n import aggregate, best_of_n
+from rairl.evaluate.best_of_n import best_of_n, trace_score
 from rairl.evaluate.candidates import by_question
 from rairl.learn.rollouts import judge
 from rairl.models.policy import load_policy
@@ -40,7 +40,7 @@ def measure(run: Path, policy: str, problems: int, n: int, lines: int, line_toke
     rows = []
     for number, (_, members) in enumerate(tqdm(groups, desc=f"{run.name} {policy}", unit="problem")):
         traces = [candidates[at] for at in members]
-        scores = [aggregate(read.steps, read.last, reward.calibration.aggregator) for read in reward.score(traces)]
+        scores = [trace_score(read.steps, read.last, reward.calibration.aggregator) for read in reward.score(traces)]
         right = [bool(trace.correct) for trace in traces]
         problem = traces[0].problem
         found = guided_decode(

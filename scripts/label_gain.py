@@ -20,7 +20,7 @@ import numpy as np
 from rairl.core.params import Params, load_params
 from rairl.core.stats import hierarchical_bootstrap
 from rairl.core.traces import Trace, read_traces, write_traces
-from rairl.evaluate.best_of_n import aggregate, best_of_n
+from rairl.evaluate.best_of_n import best_of_n, trace_score
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.first_error import first_error
 from rairl.learn.rollouts import sample, to_traces
@@ -69,7 +69,7 @@ def measure(run: Path, reward: Path) -> np.ndarray:
     reads = list(model.score(traces, progress=True))
     rows = []
     for members in by_question(traces).values():
-        scores = [aggregate(reads[at].steps, reads[at].last, model.calibration.aggregator) for at in members]
+        scores = [trace_score(reads[at].steps, reads[at].last, model.calibration.aggregator) for at in members]
         right = [bool(traces[at].correct) for at in members]
         above = [np.sign(a - b) for a, good in zip(scores, right, strict=True) if good
                  for b, other in zip(scores, right, strict=True) if not other]  # fmt: skip

@@ -93,6 +93,11 @@ class Trace:
         """Key of the question: candidates, seeds and repeats of one question share it."""
         return self.group or self.problem
 
+    @property
+    def by_policy(self) -> bool:
+        """Whether a policy of this project wrote the text: control tokens in it are the policy's own."""
+        return self.source.split(":")[0] == "policy"
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with only the fields that are set; spans as ``[start, end]`` pairs."""
         # False by identity: a first_error of 0 equals it

@@ -31,6 +31,8 @@ AGGREGATORS = ("last", "mean", "min", "product", "discounted")
 DISCOUNT = 0.5
 """Weight of a read relative to the next one, for ``discounted``: the .95 per token of arXiv 2510.01857's code over a
 step of 14 tokens."""
+NOTHING = -1e9
+"""Score of a trace without steps, below any other's: who says nothing must not win because nothing in it is wrong."""
 SUBSETS = 20_000
 """Largest number of N-subsets that a weighted vote goes through one by one; of more, this many random ones."""
 
@@ -55,6 +57,11 @@ def aggregate(steps: np.ndarray, last: float, how: str) -> float:
     if how == "discounted":
         return float(np.average(steps, weights=DISCOUNT ** np.arange(len(steps) - 1, -1, -1)))
     return float(steps.mean() if how == "mean" else steps.min())
+
+
+def trace_score(steps: np.ndarray, last: float, how: str) -> float:
+    """Score by which a trace competes with others: :func:`aggregate`, or :data:`NOTHING` where it shows no step."""
+    return aggregate(steps, last, how) if len(steps) else NOTHING
 
 
 def best_of_n(scores: Sequence[float], correct: Sequence[float], n: int) -> float:

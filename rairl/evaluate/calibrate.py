@@ -18,7 +18,7 @@ import numpy as np
 
 from rairl.core.stats import within_pairs
 from rairl.core.traces import Trace
-from rairl.evaluate.best_of_n import AGGREGATORS, aggregate, expected_accuracy, vote_weights
+from rairl.evaluate.best_of_n import AGGREGATORS, NOTHING, expected_accuracy, trace_score, vote_weights
 from rairl.evaluate.first_error import LOCATORS, choose_threshold, first_error
 from rairl.evaluate.probability import fit_map
 from rairl.models.calibration import Calibration
@@ -136,7 +136,7 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
     labelled = [(one.steps, trace.first_error) for one, trace in zip(scores[third:], dev.labelled, strict=True)]
     results, rated = {}, {}
     for how in AGGREGATORS:
-        values = [[aggregate(one.steps, one.last, how) for one in part] for part in (experts, corrupted, rollouts)]
+        values = [[trace_score(one.steps, one.last, how) for one in part] for part in (experts, corrupted, rollouts)]
         wins = {
             "dev/prefers_corrupted": preference(values[0], values[1], dev.corrupted_of),
             "dev/auroc": within_question(values[2], [trace.correct for trace in dev.rollouts], dev.rollouts_of),
@@ -193,7 +193,9 @@ def selection(rollouts: Sequence[Trace], scores: Mapping[str, Sequence[float]], 
     accuracy = {name: float(values[n].mean()) for name, values in table.items()}
     best = {how: max(TEMPERATURES, key=lambda one: accuracy[f"{how} {one}"]) for how in rated}
     votes = accuracy[f"{chosen.aggregator} {best[chosen.aggregator]}"]
-    fitted = fit_map(rated[chosen.aggregator], [trace.correct is True for trace in judged])
+    scored = [(score, trace.correct is True) for score, trace in zip(rated[chosen.aggregator], judged, strict=True)]
+    said = [pair for pair in scored if pair[0] > NOTHING]  # what says nothing has no place on the scale
+    fitted = fit_map([score for score, _ in said], [right for _, right in said])
     return replace(
         chosen,
         selector="vote" if votes > accuracy["max"] else "max",

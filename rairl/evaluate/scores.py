@@ -12,7 +12,7 @@ import numpy as np
 
 from rairl.core.errors import RairlError
 from rairl.core.traces import Trace
-from rairl.evaluate.best_of_n import aggregate
+from rairl.evaluate.best_of_n import trace_score
 
 if TYPE_CHECKING:
     from rairl.models.calibration import Calibration
@@ -49,7 +49,7 @@ class Saved:
     def scores_by(self, traces: Sequence[Trace], how: str) -> list[float]:
         """The score of each trace by another aggregator; raises as :meth:`scores` does."""
         rows = [self._row(trace) for trace in traces]
-        return [aggregate(np.asarray(row["steps"], dtype=float), row["last"], how) for row in rows]
+        return [trace_score(np.asarray(row["steps"], dtype=float), row["last"], how) for row in rows]
 
     def steps(self, traces: Sequence[Trace]) -> list[np.ndarray]:
         """The logits at each trace's step ends, ``(n_steps,)`` each; raises as :meth:`scores` does."""
@@ -62,7 +62,7 @@ def write_scores(path: Path, traces: Sequence[Trace], reads: Sequence[Scores], c
         trace.id: {
             "steps": [float(value) for value in read.steps],
             "last": float(read.last),
-            "score": aggregate(read.steps, read.last, calibration.aggregator),
+            "score": trace_score(read.steps, read.last, calibration.aggregator),
         }
         for trace, read in zip(traces, reads, strict=True)
     }

@@ -77,18 +77,18 @@ def point(trace: Trace, item: Encoded, read: TokenReads, policy: Encoded, surpri
         policy: the trace in the policy's tokens; its positions are brought over by their characters.
         surprise: ``(T, 2)``, log-probability and entropy of the policy's tokens; those of the prompt are not read.
     """
-    from rairl.models.reading import token_at
+    from rairl.models.reading import first_token_of, token_at
 
     completion = surprise[policy.prompt_tokens :]
     first = item.prompt_tokens
     step: list[int] = []
     if trace.first_error is not None:
         span = trace.steps[trace.first_error]
-        step = list(range(token_at(item, span.start + 1) - first, token_at(item, span.end) + 1 - first))
+        step = list(range(first_token_of(item, span.start) - first, token_at(item, span.end) + 1 - first))
     at = {
         "reward": largest_drop(read.tokens, read.logits),
-        "logprob": token_at(item, int(policy.ends[completion[:, 0].argmin()])) - first,
-        "entropy": token_at(item, int(policy.ends[completion[:, 1].argmax()])) - first,
+        "logprob": token_at(item, float(policy.ends[completion[:, 0].argmin()])) - first,
+        "entropy": token_at(item, float(policy.ends[completion[:, 1].argmax()])) - first,
     }
     return Pointed(list(item.ids[first:]), step, at)
 

@@ -11,7 +11,23 @@ Rule = Literal["return", "difference", "min"]
 Baseline = Literal["group", "leave_one_out"]
 
 
-def group_advantages(rewards: np.ndarray, floor: float, baseline: Baseline = "group") -> np.ndarray:
+def below_all(rewards: np.ndarray, silent: np.ndarray, floor: float) -> np.ndarray:
+    """Rewards of a group in which samples that say nothing lie below all others: nothing in them is wrong either.
+
+    Args:
+        rewards: shape ``(G,)``.
+        silent: whether each says nothing, shape ``(G,)``, bool.
+        floor: of the gap to the lowest of the others, which is their standard deviation.
+    """
+    if silent.all() or not silent.any():
+        return rewards
+    said = rewards[~silent]
+    return np.where(silent, np.minimum(rewards, said.min() - max(float(said.std()), floor)), rewards)
+
+
+def group_advantages(
+    rewards: np.ndarray, floor: float, baseline: Baseline = "group", silent: np.ndarray | None = None
+) -> np.ndarray:
     """Rewards relative to their group (the samples of one prompt).
 
     Divided by max(std of the group, floor): a tiny standard deviation would amplify a weak discriminator's noise.
@@ -21,10 +37,13 @@ def group_advantages(rewards: np.ndarray, floor: float, baseline: Baseline = "gr
         floor: smallest divisor, in units of the reward.
         baseline: ``group``: the mean of the group (GRPO, Shao et al. 2024); ``leave_one_out``: the mean of the other
             samples (RLOO, Ahmadian et al. 2024), which is independent of the sample and so leaves no bias.
+        silent: which samples say nothing, shape ``(P, G)``, bool; see :func:`below_all`.
 
     Returns:
         Shape ``(P, G)``; each row has mean 0.
     """
+    if silent is not None:
+        rewards = np.stack([below_all(*row, floor) for row in zip(rewards, silent, strict=True)])
     means = rewards.mean(axis=1, keepdims=True)
     if baseline == "leave_one_out":
         count = rewards.shape[1]
@@ -62,7 +81,12 @@ def increments(reads: np.ndarray) -> np.ndarray:
 
 
 def step_advantages(
-    groups: Sequence[Sequence[np.ndarray]], rule: Rule, discount: float, floor: float, baseline: Baseline = "group"
+    groups: Sequence[Sequence[np.ndarray]],
+    rule: Rule,
+    discount: float,
+    floor: float,
+    baseline: Baseline = "group",
+    silent: Sequence[Sequence[bool]] | None = None,
 ) -> list[list[np.ndarray]]:
     """One advantage per read, centred and scaled within the group of one prompt.
 
@@ -74,14 +98,20 @@ def step_advantages(
         floor: smallest divisor, in units of the reward; else the standard deviation over all reads of the group.
         baseline: ``group``: the mean over all reads of the group; ``leave_one_out``: over all reads of the other
             samples (at least 2 samples).
+        silent: for each prompt, which samples say nothing: every read of theirs is credited below all others of the
+            group, see :func:`below_all`.
 
     Returns:
         The shape of ``groups``; with baseline ``group`` the mean over all reads of a group is 0.
     """
     results = []
-    for group in groups:
+    for number, group in enumerate(groups):
         credits = [_credits(increments(reads), rule, discount) for reads in group]
         pooled = np.concatenate(credits)
+        if silent is not None:
+            lengths = [len(values) for values in credits]
+            pooled = below_all(pooled, np.repeat(np.array(silent[number]), lengths), floor)
+            credits = np.split(pooled, np.cumsum(lengths)[:-1])
         scale = max(float(pooled.std()), floor)
         means = [pooled.mean()] * len(credits)
         if baseline == "leave_one_out":

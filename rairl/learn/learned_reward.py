@@ -122,30 +122,31 @@ class LearnedReward:
         per_trace = [one.logits for one in reads]
         last = np.array([values[-1] for values in per_trace]).reshape(-1, batch.group)
         lengths = np.array([len(item.ids) for item in batch.completions], dtype=float).reshape(last.shape)
+        silent = np.array([not trace.steps for trace in batch.traces]).reshape(last.shape)
         correct = np.array([trace.correct for trace in batch.traces], dtype=float).reshape(last.shape)
         metrics = reward_metrics(last, lengths, correct)
         if self.params.clip is not None:
             per_trace = [values.clip(-self.params.clip, self.params.clip) for values in per_trace]
         rule = self.params.credit
         if rule == "mean" or rule == "last":
-            return spread(self._trace_advantages(per_trace, lengths), batch.completions), metrics
+            return spread(self._trace_advantages(per_trace, lengths, silent), batch.completions), metrics
         scale = self._scale(np.concatenate([increments(values) for values in per_trace]))
         per_trace = [values / scale for values in per_trace]
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
-        by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline)
+        by_group = step_advantages(groups, rule, self.params.discount, self.floor, self.baseline, silent.tolist())
         flat = [values for group in by_group for values in group]
         ends = character_ends(batch.tokenizer, [completion.ids for completion in batch.completions])
         return [
             spread_reads(values, read.ends, tokens) for values, read, tokens in zip(flat, reads, ends, strict=True)
         ], metrics
 
-    def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray) -> np.ndarray:
-        """One advantage per trace, from its last or its mean read: lengths are ``(P, G)``, the result ``(P * G,)``."""
+    def _trace_advantages(self, per_trace: Sequence[np.ndarray], lengths: np.ndarray, silent: np.ndarray) -> np.ndarray:
+        """One advantage per trace, from its last or its mean read: ``(P, G)`` lengths and flags to ``(P * G,)``."""
         rewards = np.array([one[-1] if self.params.credit == "last" else one.mean() for one in per_trace])
         rewards = (rewards / self._scale(rewards)).reshape(lengths.shape)
         if self.params.length_control == "centre":
             rewards = centre_lengths(rewards, lengths)
-        return group_advantages(rewards, self.floor, self.baseline).ravel()
+        return group_advantages(rewards, self.floor, self.baseline, silent).ravel()
 
     def _scale(self, rewards: np.ndarray) -> float:
         """What rewards are divided by: their standard deviation over all iterations so far, this one included."""

@@ -38,8 +38,8 @@ _BEFORE_NUMBER = frozenset("art arts app ex ch pt para paras p pp s n c id".spli
 _BEFORE_STARTER = frozenset(
     (
         "jan feb mar apr jun jul aug sep sept oct nov dec sec secs cl chap exh subd reg regs tit amend stat supp cir "
-        "ct dist fed civ crim proc evid ibid seq op cit al rev hon gen col sgt capt lt maj gov sen rep eds trans vol vols "
-        "ann assn bros univ inst natl intl inc corp co ltd llc plc temp abs ca rn"
+        "ct dist fed civ crim proc evid ibid seq op cit al rev hon gen col sgt capt lt maj gov sen rep eds trans vol "
+        "vols ann assn bros univ inst natl intl inc corp co ltd llc plc temp abs ca rn"
     ).split()
 )
 """Abbreviations that names and numbers follow: they end a sentence only where a word that begins one does."""

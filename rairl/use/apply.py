@@ -11,9 +11,9 @@ from rairl.core.errors import RairlError
 from rairl.core.stats import Estimate, bootstrap_mean, paired_difference, within_auroc
 from rairl.core.traces import Trace, read_traces
 from rairl.evaluate.best_of_n import (
-    aggregate,
     best_of_n,
     majority_of_n,
+    trace_score,
     vote_temperature,
     vote_weights,
     weighted_vote_of_n,
@@ -59,7 +59,7 @@ def score_rows(traces: Sequence[Trace], reward: RewardModel, *, progress: bool =
         yield {
             "id": trace.id,
             "group": trace.question,
-            "score": aggregate(scores.steps, scores.last, reward.calibration.aggregator),
+            "score": trace_score(scores.steps, scores.last, reward.calibration.aggregator),
             "steps": [
                 {"text": text, "score": float(value)}
                 for text, value in zip(trace.step_texts(), scores.steps, strict=True)
@@ -158,7 +158,7 @@ def localise_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict
         suspect = first_error(scores.steps, calibration.locator) if trace.steps else None
         yield {
             "id": trace.id,
-            "score": aggregate(scores.steps, scores.last, calibration.aggregator),
+            "score": trace_score(scores.steps, scores.last, calibration.aggregator),
             "suspect": suspect,
             "suspect_text": None if suspect is None else trace.step_texts()[suspect],
             "first_error": first_error_or_none(scores.steps, calibration.locator, calibration.threshold),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,9 +45,10 @@ def guided_decode(
     """
     import torch
 
-    from rairl.models.reading import render_prompt
+    from rairl.models.reading import encode_prompts, end_tokens
 
-    prompt = tokenizer(render_prompt(tokenizer, problem), add_special_tokens=False)["input_ids"]
+    [prompt] = encode_prompts(tokenizer, [problem])
+    ends = end_tokens(policy, tokenizer)
     chosen: list[int] = []
     sampled, finished = 0, False
     with torch.random.fork_rng():
@@ -64,14 +66,16 @@ def guided_decode(
                 max_new_tokens=max_step_tokens,
                 stop_strings=["\n"],
                 tokenizer=tokenizer,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
                 pad_token_id=tokenizer.pad_token_id,
             )[:, ids.shape[1] :].tolist()
-            steps = [_until_end(row, tokenizer) for row in rows]
+            steps = [_until_end(row, tokenizer, ends) for row in rows]
             sampled += sum(len(step) + ended for step, ended in steps)
             texts = [tokenizer.decode(chosen + step, skip_special_tokens=False) for step, _ in steps]
             scores = [verdict.score for verdict in judge(reward, [written(problem, text, "0") for text in texts])]
-            step, finished = steps[max(range(k), key=scores.__getitem__)]
+            # A blank line says nothing: without this, one of them after the other would be the safest to go on with.
+            said = [ended or bool(tokenizer.decode(step).strip()) for step, ended in steps]
+            step, finished = steps[max(range(k), key=lambda at: (said[at], scores[at]))]
             chosen = chosen + step
             if finished:
                 break
@@ -79,9 +83,16 @@ def guided_decode(
     return replace(trace, answer=read_answer(trace.text, trace.problem), meta={"tokens": sampled, "finished": finished})
 
 
-def _until_end(row: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], bool]:
-    """A generated row without its end token and padding (the same token in many models), and whether it has ended."""
-    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+def _until_end(
+    row: list[int], tokenizer: PreTrainedTokenizerBase, ends: Collection[int] | None = None
+) -> tuple[list[int], bool]:
+    """A generated row without its end token and padding (the same token in many models), and whether it has ended.
+
+    Args:
+        ends: the tokens that end a row; by default the tokenizer's.
+    """
+    ends = ends or {tokenizer.eos_token_id}
+    stops = {*ends, tokenizer.pad_token_id}
     end = next((at for at, token in enumerate(row) if token in stops), len(row))
     line = "\n" in tokenizer.decode(row[:end], skip_special_tokens=False)
-    return row[:end], end < len(row) and row[end] == tokenizer.eos_token_id and not line
+    return row[:end], end < len(row) and row[end] in ends and not line

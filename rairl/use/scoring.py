@@ -48,7 +48,7 @@ class Verdict(BaseModel):
 
     Attributes:
         step_scores: logit at the end of each step; higher is more expert-like.
-        score: of the whole trace, by the aggregator that was chosen on dev.
+        score: of the whole trace, by the aggregator that was chosen on dev; -1e9 for one that shows no step.
         first_error: 0-based index of the first wrong step, -1 for none. A model without a calibrated threshold always
             names the most suspect step.
         rank: by ``score``, among the solutions of the same problem in the request; 1 is the best.
@@ -108,12 +108,12 @@ def to_traces(solutions: Sequence[Solution]) -> list[Trace]:
 
 def judge(model: RewardModel, traces: Sequence[Trace]) -> list[Verdict]:
     """Score traces and point at their first wrong steps, with the calibration that the model carries."""
-    from rairl.evaluate.best_of_n import aggregate
+    from rairl.evaluate.best_of_n import trace_score
     from rairl.evaluate.first_error import first_error, first_error_or_none
 
     choice = model.calibration
     read = model.score(traces)
-    totals = [aggregate(scores.steps, scores.last, choice.aggregator) for scores in read]
+    totals = [trace_score(scores.steps, scores.last, choice.aggregator) for scores in read]
     verdicts = []
     for trace, scores, total in zip(traces, read, totals, strict=True):
         rivals = [other for other, one in zip(totals, traces, strict=True) if one.problem == trace.problem]
@@ -138,4 +138,4 @@ def written(problem: str, text: str, key: str) -> Trace:
     """A completion as a policy wrote it, with the steps that it shows; an empty one is a blank line."""
     from rairl.text.segment import guess, segment
 
-    return Trace(id=key, problem=problem, text=text or "\n", steps=segment(text, guess(text)))
+    return Trace(id=key, problem=problem, text=text or "\n", steps=segment(text, guess(text)), source="policy")
