@@ -186,7 +186,7 @@ def test_nothing_is_ranked_below_everything_with_steps(tmp_path: Path, empty: st
     assert [verdict.rank for verdict in judge(reward, traces)][1] == 4
     write_scores(tmp_path / "s.json", traces, reward.score(traces), reward.calibration)
     saved = read_scores(tmp_path / "s.json")
-    for scores in (saved.scores(traces), saved.scores_by(traces, how)):
+    for scores in (saved.rivals(traces), saved.scores_by(traces, how)):
         assert best_of_n(scores, [at == 1 for at in range(4)], 4) == 0
         assert scores[1] == min(scores) and np.isfinite(scores).all()
 

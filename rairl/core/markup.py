@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 
-# Zero-width characters, marks of direction, a soft hyphen, byte order marks, control characters; not the selectors and
-# joiners inside an emoji, which are part of what is seen.
-_UNSEEN = (
-    r"\s\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0"
-)
+# Zero-width characters, marks of direction, a soft hyphen, byte order marks; not the selectors and joiners inside an
+# emoji, which are part of what is seen.
+_UNSEEN = r"\s\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0"
 _BODY = re.compile(rf"[^{_UNSEEN}](?:.*[^{_UNSEEN}])?", re.DOTALL)
 _MARKUP = re.compile(
     r"""
@@ -21,6 +19,7 @@ _MARKUP = re.compile(
     | [-*•>\#]{1} | \#{2,6} | \*\*                        # a list item, a quotation, a heading without a text
     | </? (?:pre|code|details|summary|math|p|div|center|span|ul|ol|li|br|hr|table|tbody|thead|tr|blockquote)\b [^<>]* >
     | <!--.*-->
+    | [\x00-\x1f\x7f-\x9f]+                              # nothing but control characters
     """,
     re.VERBOSE | re.IGNORECASE,
 )

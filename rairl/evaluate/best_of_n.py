@@ -32,7 +32,7 @@ DISCOUNT = 0.5
 """Weight of a read relative to the next one, for ``discounted``: the .95 per token of arXiv 2510.01857's code over a
 step of 14 tokens."""
 NOTHING = -1e9
-"""Score of a trace without steps, below any other's: who says nothing must not win because nothing in it is wrong."""
+"""What a trace without steps competes with, below any other's score: it must not win because nothing in it is wrong."""
 SUBSETS = 20_000
 """Largest number of N-subsets that a weighted vote goes through one by one; of more, this many random ones."""
 
@@ -60,8 +60,13 @@ def aggregate(steps: np.ndarray, last: float, how: str) -> float:
 
 
 def trace_score(steps: np.ndarray, last: float, how: str) -> float:
-    """Score by which a trace competes with others: :func:`aggregate`, or :data:`NOTHING` where it shows no step."""
-    return aggregate(steps, last, how) if len(steps) else NOTHING
+    """Score by which a trace competes with others; see :func:`competing`."""
+    return competing(aggregate(steps, last, how), steps)
+
+
+def competing(score: float, steps: Sequence[object] | np.ndarray) -> float:
+    """The score of a trace among others: its own, or :data:`NOTHING` where there are no steps."""
+    return score if len(steps) else NOTHING
 
 
 def best_of_n(scores: Sequence[float], correct: Sequence[float], n: int) -> float:

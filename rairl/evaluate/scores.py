@@ -12,7 +12,7 @@ import numpy as np
 
 from rairl.core.errors import RairlError
 from rairl.core.traces import Trace
-from rairl.evaluate.best_of_n import trace_score
+from rairl.evaluate.best_of_n import aggregate, competing, trace_score
 
 if TYPE_CHECKING:
     from rairl.models.calibration import Calibration
@@ -46,8 +46,13 @@ class Saved:
         """
         return [self._row(trace)["score"] for trace in traces]
 
+    def rivals(self, traces: Sequence[Trace]) -> list[float]:
+        """The score that each trace competes with, see :func:`competing`; raises as :meth:`scores` does."""
+        rows = [self._row(trace) for trace in traces]
+        return [competing(row["score"], row["steps"]) for row in rows]
+
     def scores_by(self, traces: Sequence[Trace], how: str) -> list[float]:
-        """The score of each trace by another aggregator; raises as :meth:`scores` does."""
+        """What each trace competes with by another aggregator; raises as :meth:`scores` does."""
         rows = [self._row(trace) for trace in traces]
         return [trace_score(np.asarray(row["steps"], dtype=float), row["last"], how) for row in rows]
 
@@ -62,7 +67,7 @@ def write_scores(path: Path, traces: Sequence[Trace], reads: Sequence[Scores], c
         trace.id: {
             "steps": [float(value) for value in read.steps],
             "last": float(read.last),
-            "score": trace_score(read.steps, read.last, calibration.aggregator),
+            "score": aggregate(read.steps, read.last, calibration.aggregator),
         }
         for trace, read in zip(traces, reads, strict=True)
     }

@@ -19,7 +19,7 @@ How = Literal["lines", "sentences", "numbered", "tags"]
 
 NUMBERED = re.compile(r"[ \t]*(?:\*\*|#+[ \t]*)?Step[ \t]*(?P<number>\d+)\b", re.IGNORECASE)
 """The head of a numbered step: ``Step 3:``, ``**Step 3.``, ``## Step 3``."""
-_LINE = re.compile(r"[^\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
+_LINE = re.compile(r"[^\n\r\u2028\u2029]+")
 _OUTCOME = re.compile(r"[ \t]*Solution\b", re.IGNORECASE)
 _END = re.compile(r"[.!?]+[\"')\]”’»*_$]*(?=\s)|[。｡！？।॥۔؟]+[\"')\]”’»」』】）》*_]*")
 """Where a sentence may end: Chinese, Hindi and Urdu put no space behind their marks."""

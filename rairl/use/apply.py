@@ -11,9 +11,10 @@ from rairl.core.errors import RairlError
 from rairl.core.stats import Estimate, bootstrap_mean, paired_difference, within_auroc
 from rairl.core.traces import Trace, read_traces
 from rairl.evaluate.best_of_n import (
+    aggregate,
     best_of_n,
+    competing,
     majority_of_n,
-    trace_score,
     vote_temperature,
     vote_weights,
     weighted_vote_of_n,
@@ -59,7 +60,7 @@ def score_rows(traces: Sequence[Trace], reward: RewardModel, *, progress: bool =
         yield {
             "id": trace.id,
             "group": trace.question,
-            "score": trace_score(scores.steps, scores.last, reward.calibration.aggregator),
+            "score": aggregate(scores.steps, scores.last, reward.calibration.aggregator),
             "steps": [
                 {"text": text, "score": float(value)}
                 for text, value in zip(trace.step_texts(), scores.steps, strict=True)
@@ -70,15 +71,17 @@ def score_rows(traces: Sequence[Trace], reward: RewardModel, *, progress: bool =
 def rerank_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[str, Any]]:
     """One row per question: the candidates, best first, and the two ways to choose among them.
 
-    Rows: ``{"group", "best": id, "answer", "vote", "ranking": [{"id", "score"}, ...]}``. ``answer`` is that of the best
-    candidate; ``vote`` the one with the largest sum of softmax weights, at the temperature chosen on dev, in the words
-    of its best candidate (None where no candidate has an answer).
+    Rows: ``{"group", "best": id, "answer", "vote", "ranking": [{"id", "score"}, ...]}``; candidates without any step
+    come last, whatever their score. ``answer`` is that of the best candidate; ``vote`` the one with the largest sum of
+    softmax weights, at the temperature chosen on dev, in the words of its best candidate (None where no candidate has
+    an answer).
     """
     score = {row["id"]: row["score"] for row in score_rows(traces, reward)}
     temperature = vote_temperature(reward.calibration)
     for group, members in by_question(traces).items():
-        ranked = sorted((traces[index] for index in members), key=lambda trace: -score[trace.id])
-        weights = vote_weights([score[trace.id] for trace in ranked], [group] * len(ranked), temperature)
+        rated = {trace.id: competing(score[trace.id], trace.steps) for trace in (traces[at] for at in members)}
+        ranked = sorted((traces[at] for at in members), key=lambda trace: (-rated[trace.id], -score[trace.id]))
+        weights = vote_weights([rated[trace.id] for trace in ranked], [group] * len(ranked), temperature)
         votes: dict[str, float] = {}
         words: dict[str, str] = {}
         for trace, weight in zip(ranked, weights, strict=True):
@@ -115,7 +118,8 @@ def choice_figures(
         if any(trace.correct is None for trace in members):
             continue
         keys.append(row["group"])
-        right, scores = [bool(trace.correct) for trace in members], [item["score"] for item in row["ranking"]]
+        right = [bool(trace.correct) for trace in members]
+        scores = [competing(item["score"], of[item["id"]].steps) for item in row["ranking"]]
         answers = [None if trace.answer is None else normalise_answer(trace.answer) for trace in members]
         weights = vote_weights(scores, [row["group"]] * len(members), temperature)
         n = len(members)
@@ -158,7 +162,7 @@ def localise_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict
         suspect = first_error(scores.steps, calibration.locator) if trace.steps else None
         yield {
             "id": trace.id,
-            "score": trace_score(scores.steps, scores.last, calibration.aggregator),
+            "score": aggregate(scores.steps, scores.last, calibration.aggregator),
             "suspect": suspect,
             "suspect_text": None if suspect is None else trace.step_texts()[suspect],
             "first_error": first_error_or_none(scores.steps, calibration.locator, calibration.threshold),

@@ -72,10 +72,10 @@ def guided_decode(
             steps = [_until_end(row, tokenizer, ends) for row in rows]
             sampled += sum(len(step) + ended for step, ended in steps)
             texts = [tokenizer.decode(chosen + step, skip_special_tokens=False) for step, _ in steps]
-            scores = [verdict.score for verdict in judge(reward, [written(problem, text, "0") for text in texts])]
+            ranks = [verdict.rank for verdict in judge(reward, [written(problem, text, "0") for text in texts])]
             # A blank line says nothing: without this, one of them after the other would be the safest to go on with.
             said = [ended or bool(tokenizer.decode(step).strip()) for step, ended in steps]
-            step, finished = steps[max(range(k), key=lambda at: (said[at], scores[at]))]
+            step, finished = steps[max(range(k), key=lambda at: (said[at], -ranks[at]))]
             chosen = chosen + step
             if finished:
                 break

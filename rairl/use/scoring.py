@@ -48,10 +48,11 @@ class Verdict(BaseModel):
 
     Attributes:
         step_scores: logit at the end of each step; higher is more expert-like.
-        score: of the whole trace, by the aggregator that was chosen on dev; -1e9 for one that shows no step.
+        score: of the whole trace, by the aggregator that was chosen on dev.
         first_error: 0-based index of the first wrong step, -1 for none. A model without a calibrated threshold always
             names the most suspect step.
-        rank: by ``score``, among the solutions of the same problem in the request; 1 is the best.
+        rank: by ``score``, among the solutions of the same problem in the request; 1 is the best. Those without any
+            step come after all others.
     """
 
     step_scores: list[float]
@@ -108,15 +109,16 @@ def to_traces(solutions: Sequence[Solution]) -> list[Trace]:
 
 def judge(model: RewardModel, traces: Sequence[Trace]) -> list[Verdict]:
     """Score traces and point at their first wrong steps, with the calibration that the model carries."""
-    from rairl.evaluate.best_of_n import trace_score
+    from rairl.evaluate.best_of_n import aggregate, competing
     from rairl.evaluate.first_error import first_error, first_error_or_none
 
     choice = model.calibration
     read = model.score(traces)
-    totals = [trace_score(scores.steps, scores.last, choice.aggregator) for scores in read]
+    totals = [aggregate(scores.steps, scores.last, choice.aggregator) for scores in read]
     verdicts = []
-    for trace, scores, total in zip(traces, read, totals, strict=True):
-        rivals = [other for other, one in zip(totals, traces, strict=True) if one.problem == trace.problem]
+    places = [(competing(total, scores.steps), total) for total, scores in zip(totals, read, strict=True)]
+    for trace, scores, total, place in zip(traces, read, totals, places, strict=True):
+        rivals = [other for other, one in zip(places, traces, strict=True) if one.problem == trace.problem]
         if len(scores.steps) == 0:
             wrong = None
         elif choice.threshold is None:
@@ -128,7 +130,7 @@ def judge(model: RewardModel, traces: Sequence[Trace]) -> list[Verdict]:
                 step_scores=scores.steps.tolist(),
                 score=total,
                 first_error=-1 if wrong is None else wrong,
-                rank=1 + sum(other > total for other in rivals),
+                rank=1 + sum(other > place for other in rivals),
             )
         )
     return verdicts

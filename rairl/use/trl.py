@@ -48,7 +48,6 @@ def reward_function(model: RewardModel) -> Callable[..., list[float]]:
         traces = [written(content(prompt), content(text), str(at)) for at, (prompt, text) in enumerate(pairs)]
         scores = np.array([verdict.score for verdict in judge(model, traces)])
         silent = np.array([not trace.steps for trace in traces], dtype=bool)
-        scores[silent] = 0.0
         for members in by_question(traces).values():
             scores[members] = below_all(scores[members], silent[members], 1.0)
         return scores.tolist()
