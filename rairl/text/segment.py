@@ -31,9 +31,11 @@ _NEVER = frozenset(
     ).split()
 )
 """Abbreviations that never end a sentence."""
-_BEFORE_CAPITAL = frozenset("etc no in min max hr hrs ft oz lb lbs a.m p.m usw".split())
+_BEFORE_CAPITAL = frozenset(
+    "etc no in min max hr hrs yr yrs wk wks ft oz lb lbs pts tsp tbsp neg pos a.m p.m usw insg gem".split()
+)
 """Abbreviations that end one where a capital follows (or are words themselves)."""
-_BEFORE_NUMBER = frozenset("art arts app ex ch pt para paras p pp s n c id".split())
+_BEFORE_NUMBER = frozenset("art arts app ex exh ch pt para paras p pp s n c id".split())
 """Words and letters that are an abbreviation before a number: "p. 5", "Art. IV", "§"."""
 _BEFORE_STARTER = frozenset(
     (
@@ -165,7 +167,7 @@ def _stays(words: Sequence[str], following: str, small: bool) -> bool:
         return True
     if known in _BEFORE_CAPITAL:
         return not capital
-    if known in _BEFORE_NUMBER and re.match(r"[\d§¶(]|(?:[IVXLC]+|at)\b", following):
+    if known in _BEFORE_NUMBER and re.match(r"[\d§¶(]|(?:[IVXLC]+|at)\b|[A-Z](?=[,;:)])", following):
         return True
     if known in _BEFORE_STARTER or _INITIALS.fullmatch(word):
         return not starter
