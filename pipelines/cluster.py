@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from kfp import dsl, kubernetes
 from pydantic import Field, ValidationError, model_validator
 
 from components import IMAGE
 from rairl.core.errors import RairlError
 from rairl.core.section import PositiveFloat, PositiveInt, Section
+from rairl.core.yaml_files import read_yaml
 from rairl.kubeflow.task import ACCELERATE
 from rairl.stages.layout import STAGES
 from rairl.stages.runner import TOGETHER
@@ -117,12 +117,10 @@ def load_cluster(path: str | Path) -> Cluster:
         RairlError: naming the file and every key that is unknown, missing or wrong.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = read_yaml(path)
         return Cluster.model_validate(values)
     except FileNotFoundError as error:
         raise RairlError(f"{path} does not exist; name the cluster's description with --cluster") from error
-    except yaml.YAMLError as error:
-        raise RairlError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
         lines = (f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise RairlError("\n".join(lines)) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from rairl.core.traces import Trace, read_traces, relabel
 from rairl.evaluate.best_of_n import best_of_n
 from rairl.evaluate.candidates import by_question
 from rairl.learn.rollouts import judge
+from rairl.models.calibration import competing
 from rairl.models.policy import load_policy
-from rairl.models.reading import render_prompt
+from rairl.models.reading import encode_prompts, end_tokens
 from rairl.models.reward import RewardModel
 from rairl.text.answers import read_answer
 from rairl.text.segment import solved
@@ -62,7 +64,8 @@ def guided_decode(
     Returns:
         The solution, with ``meta``: ``tokens`` sampled in all, and whether it is ``finished``.
     """
-    prompt = tokenizer(render_prompt(tokenizer, problem), add_special_tokens=False)["input_ids"]
+    [prompt] = encode_prompts(tokenizer, [problem])
+    ends = end_tokens(policy, tokenizer)
     chosen: list[int] = []
     sampled, finished = 0, False
     with torch.random.fork_rng():
@@ -80,14 +83,18 @@ def guided_decode(
                 max_new_tokens=max_step_tokens,
                 stop_strings=["\n"],
                 tokenizer=tokenizer,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
                 pad_token_id=tokenizer.pad_token_id,
             )[:, ids.shape[1] :].tolist()
-            steps = [_until_end(row, tokenizer) for row in rows]
+            steps = [_until_end(row, tokenizer, ends) for row in rows]
             sampled += sum(len(step) + ended for step, ended in steps)
             texts = [tokenizer.decode(chosen + step, skip_special_tokens=False) for step, _ in steps]
-            results = reward.score_traces([solution(problem, text) for text in texts])
-            step, finished = steps[max(range(k), key=lambda at: results[at].score)]
+            traces = [solution(problem, text) for text in texts]
+            scores = [result.score for result in reward.score_traces(traces)]
+            rated = [competing(score, trace.steps) for score, trace in zip(scores, traces, strict=True)]
+            # A blank line says nothing: without this, one of them after the other would be the safest to go on with.
+            said = [ended or bool(tokenizer.decode(step).strip()) for step, ended in steps]
+            step, finished = steps[max(range(k), key=lambda at: (said[at], rated[at], scores[at]))]
             chosen = chosen + step
             if finished:
                 break
@@ -97,15 +104,15 @@ def guided_decode(
 
 def solution(problem: str, text: str) -> Trace:
     """What was written so far, with the steps that it shows; nothing is a blank line."""
-    return solved("0", problem, text or "\n")
+    return solved("0", problem, text or "\n", source="policy")
 
 
-def _until_end(row: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], bool]:
+def _until_end(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> tuple[list[int], bool]:
     """A generated row without its end token and padding (the same token in many models), and whether it has ended."""
-    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    stops = {*ends, tokenizer.pad_token_id}
     end = next((at for at, token in enumerate(row) if token in stops), len(row))
     line = "\n" in tokenizer.decode(row[:end], skip_special_tokens=False)
-    return row[:end], end < len(row) and row[end] == tokenizer.eos_token_id and not line
+    return row[:end], end < len(row) and row[end] in ends and not line
 
 
 def measure(run: Path, policy: str, problems: int, n: int, lines: int, line_tokens: int) -> list[dict[str, float]]:
@@ -118,7 +125,8 @@ def measure(run: Path, policy: str, problems: int, n: int, lines: int, line_toke
     rows = []
     for number, (_, members) in enumerate(tqdm(groups, desc=f"{run.name} {policy}", unit="problem")):
         traces = [candidates[at] for at in members]
-        scores = [reward.calibration.trace_score(read) for read in reward.step_logits(traces)]
+        reads = reward.step_logits(traces)
+        scores = [competing(reward.calibration.trace_score(read), read.steps) for read in reads]
         right = [bool(trace.correct) for trace in traces]
         problem = traces[0].problem
         found = guided_decode(

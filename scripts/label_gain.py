@@ -23,7 +23,7 @@ from rairl.core.traces import Trace, read_traces, write_traces
 from rairl.evaluate.best_of_n import best_of_n
 from rairl.evaluate.candidates import by_question
 from rairl.learn.rollouts import sample, to_traces
-from rairl.models.calibration import first_error
+from rairl.models.calibration import competing, first_error
 from rairl.models.policy import load_policy
 from rairl.models.reward import RewardModel
 from rairl.stages.rairl import rairl
@@ -69,7 +69,7 @@ def measure(run: Path, reward: Path) -> np.ndarray:
     reads = list(model.step_logits(traces, progress=True))
     rows = []
     for members in by_question(traces).values():
-        scores = [model.calibration.trace_score(reads[at]) for at in members]
+        scores = [competing(model.calibration.trace_score(reads[at]), reads[at].steps) for at in members]
         right = [bool(traces[at].correct) for at in members]
         above = [np.sign(a - b) for a, good in zip(scores, right, strict=True) if good
                  for b, other in zip(scores, right, strict=True) if not other]  # fmt: skip

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rairl.learn.credit import group_advantages, increments, minimum_to_go, returns_to_go, step_advantages
+from rairl.learn.credit import (
+    below_all,
+    group_advantages,
+    increments,
+    minimum_to_go,
+    returns_to_go,
+    step_advantages,
+)
 
 VALUES = st.floats(-5, 5)
 REWARDS = arrays(np.float64, st.integers(1, 12), elements=VALUES)
@@ -108,3 +115,42 @@ def test_step_credit_blames_the_step_that_fell() -> None:
     # the worst step to come weighs on all that lead to it, and a good step before it can't pay for it
     _, for_bad = step_advantages([[good, bad]], "min", 0.0, 0.5)[0]
     assert for_bad[0] == for_bad[2] < for_good[0]
+
+
+# --- who says nothing ------------------------------------------------------------------------------------------------
+
+
+def test_below_all_by_hand() -> None:
+    silent = np.array([False, True, False, True])
+    # the others are 1 and 3, their std is 1
+    assert below_all(np.array([1.0, 9.0, 3.0, -5.0]), silent, 0.5).tolist() == [1, 0, 3, -5]
+    assert below_all(np.array([1.0, 9.0, 1.0, 1.0]), silent, 0.5).tolist() == [1, 0.5, 1, 0.5]
+    for none in (np.zeros(2, bool), np.ones(2, bool)):
+        assert below_all(np.array([1.0, 2.0]), none, 0.5).tolist() == [1, 2]
+
+
+@given(TABLES, st.integers(0, 2**5 - 1))
+def test_a_silent_sample_has_the_lowest_advantage(rewards: np.ndarray, bits: int) -> None:
+    silent = np.array([[bool(bits >> at & 1) for at in range(rewards.shape[1])]] * len(rewards))
+    values = group_advantages(rewards, 0.5, silent)
+    np.testing.assert_allclose(values.mean(axis=1), 0, atol=1e-9)
+    for row, quiet in zip(values, silent, strict=True):
+        if quiet.any() and not quiet.all():
+            assert row[quiet].max() < row[~quiet].min()
+    if not silent.any() or silent.all():
+        np.testing.assert_array_equal(values, group_advantages(rewards, 0.5))
+
+
+@given(GROUPS, RULES, st.integers(0, 15))
+def test_every_read_of_a_silent_sample_has_the_lowest_advantage(
+    groups: list[list[np.ndarray]], rule: str, bits: int
+) -> None:
+    silent = [[bool(bits >> at & 1) for at in range(len(group))] for group in groups]
+    values = step_advantages(groups, rule, 0.9, 0.5, silent=silent)  # type: ignore[arg-type]
+    plain = step_advantages(groups, rule, 0.9, 0.5)  # type: ignore[arg-type]
+    for group, quiet, before in zip(values, silent, plain, strict=True):
+        if any(quiet) and not all(quiet):
+            said = min(row.min() for row, one in zip(group, quiet, strict=True) if not one)
+            assert max(row.max() for row, one in zip(group, quiet, strict=True) if one) < said
+        else:
+            assert all(np.array_equal(*pair) for pair in zip(group, before, strict=True))

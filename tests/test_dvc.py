@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import in_environment, make_clone
 
-from rairl.core.params import Params
+from rairl.core.params import Params, load_params
 from rairl.stages.layout import INPUTS, OUTPUTS, STAGES
 
 pytestmark = pytest.mark.timeout(900)  # whole pipelines: a minute each on a quiet machine, several beside other work
@@ -277,3 +277,13 @@ def test_an_experiment_changes_figures_and_leaves_the_workspace_alone(finished: 
     assert diff["metrics.json"]["rerank.n.value"]["new"] == 2.0
     params = json.loads(run(clone, "dvc", "params", "diff", "--json", "HEAD", "fewer"))
     assert set(params["params.yaml"]) == {"rerank.n", "report.bootstrap"}
+
+
+def test_a_small_number_that_dvc_writes_is_read_as_a_number(tmp_path: Path) -> None:
+    from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` calls
+
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    apply_overrides(path, ["policy.learning_rate=0.00001"])
+    assert "1e-05" in path.read_text()
+    assert load_params(path).policy.learning_rate == 1e-5

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_labelled import BIGBENCH, MR_BEN, PROCESSBENCH
 
@@ -15,8 +16,14 @@ from rairl.core.params import Params
 from rairl.core.traces import Trace
 from rairl.datasets import labelled
 from rairl.datasets.logged import plain
+from rairl.evaluate.best_of_n import AGGREGATORS, NOTHING, best_of_n
+from rairl.evaluate.calibrate import selection
+from rairl.evaluate.scores import read_scores, write_scores
+from rairl.models.calibration import Calibration
+from rairl.models.reads import Scores
 from rairl.models.reward import RewardModel, new_reward
-from rairl.use.apply import score_pieces, score_rows
+from rairl.use.apply import rerank_rows, score_pieces, score_rows
+from rairl.use.scoring import judge
 from rairl.use.user_files import FORMATS, detect, pieces, read_own, require, survey
 
 OURS: dict[str, Any] = {"id": "a", "problem": "p", "text": "one\ntwo"}
@@ -152,3 +159,42 @@ def test_scores_in_pieces_are_those_of_the_whole_and_one_piece_is_held(
     streamed = list(score_pieces(pieces(survey(path), 8), model, 40))
     assert len(held) == 5 and max(held) <= 2 * 8 + 1, "the piece, and at most the one before it"
     assert streamed == list(score_rows(read_own(path).traces, model))
+
+
+# --- who says nothing ------------------------------------------------------------------------------------------------
+
+
+class Bad:
+    """A reward that finds fault with every step, so that nothing would look better than something."""
+
+    calibration = Calibration()
+
+    def score(self, traces: Any, **_: Any) -> list[Scores]:
+        return [Scores(np.full(len(trace.steps), -5.0), -5.0 if trace.steps else 3.0) for trace in traces]
+
+
+@pytest.mark.parametrize("how", AGGREGATORS)
+@pytest.mark.parametrize("empty", ["\n", " \n ", "\u200b\n", "<think>\n</think>", "```\n```", "\\[\n\\]", "---\n***"])
+def test_nothing_is_ranked_below_everything_with_steps(tmp_path: Path, empty: str, how: str) -> None:
+    texts = ["1 + 1 = 3\nso 3", empty, "two\nthree", "1 + 1 = 2"]
+    rows = [{"id": str(at), "problem": "p", "text": text} for at, text in enumerate(texts)]
+    traces = read_own(write(tmp_path, *rows)).traces
+    reward: Any = Bad()
+    reward.calibration = Calibration(aggregator=how)
+    [row] = rerank_rows(traces, reward)
+    assert [item["id"] for item in row["ranking"]][-1] == "1" and row["best"] != "1"
+    assert [verdict.rank for verdict in judge(reward, traces)][1] == 4
+    write_scores(tmp_path / "s.json", traces, reward.score(traces), reward.calibration)
+    saved = read_scores(tmp_path / "s.json")
+    for scores in (saved.rivals(traces), saved.scores_by(traces, how)):
+        assert best_of_n(scores, [at == 1 for at in range(4)], 4) == 0
+        assert scores[1] == min(scores) and np.isfinite(scores).all()
+
+
+def test_what_says_nothing_has_no_part_in_the_map_to_probabilities() -> None:
+    rollouts = [Trace(str(at), "p", "t", correct=at % 3 > 0) for at in range(12)]
+    scores = [float(at % 3) for at in range(12)]
+    chosen = Calibration(aggregator="mean")
+    plain = selection(rollouts, {"mean": scores}, chosen)
+    quiet = selection([*rollouts, Trace("x", "p", "\n", correct=False)], {"mean": [*scores, NOTHING]}, chosen)
+    assert (quiet.slope, quiet.intercept) == (plain.slope, plain.intercept)

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from rairl.core.errors import RairlError
-from rairl.core.params import load_params, parse_params, parse_yaml
+from rairl.core.params import load_params, parse_params
+from rairl.core.yaml_files import dump_yaml, parse_yaml
+from rairl.preflight import presets
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", ROOT / "tests" / "miniature.yaml", *sorted((ROOT / "rairl" / "presets").glob("*.yaml"))]
@@ -155,6 +157,99 @@ def test_a_missing_file_and_bad_yaml_are_named(tmp_path: Path) -> None:
     bad.write_text("- 1")
     with pytest.raises(RairlError, match=r"bad\.yaml: a mapping"):
         load_params(bad)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1e-05", 1e-5),  # as DVC writes it
+        ("1E-5", 1e-5),
+        ("+2e-4", 2e-4),
+        ("2.e-4", 2e-4),
+        (".5e-3", 5e-4),
+        ("3.0e-4", 3e-4),
+        ("5.0e-04", 5e-4),
+        ("0.00001", 1e-5),
+        ("1e0", 1.0),
+        ("1", 1.0),
+    ],
+)
+def test_a_number_may_be_written_with_an_exponent(tmp_path: Path, written: str, value: float) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    changed = re.sub(r"(?m)^(policy:\n(?:  .*\n)*?  learning_rate: )\S+", rf"\g<1>{written}", text)
+    path = tmp_path / "params.yaml"
+    for mark in ("", "\ufeff"):
+        path.write_text(mark + changed, encoding="utf-8")
+        assert load_params(path).policy.learning_rate == value
+    assert (
+        presets.compose(["dataset=gsm8k", "model=qwen3-4b", "method=interval", f"policy.learning_rate={written}"])[
+            "policy"
+        ]["learning_rate"]
+        == value
+    )
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "1e-", "1e-5x", "0x1e5", "v1e-5", "1-5", "1e5e5", "'1e-5'", "1e 5"])
+def test_what_is_no_number_stays_text(text: str) -> None:
+    value = parse_yaml(text)
+    assert isinstance(value, int if text == "0x1e5" else str)
+
+
+@pytest.mark.parametrize("value", ["1e-5", "1E5", ".1e3", "1e", 1e-05, 3e300, 12, "12", "no", None, {"a": [1e-7]}])
+def test_what_is_written_as_yaml_is_read_back(value: Any) -> None:
+    assert parse_yaml(dump_yaml({"key": value})) == {"key": value}
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: 2026-99-99", "a: " + "9" * 5000, "a: !!python/object:os.system {}"])
+def test_text_that_is_no_yaml_is_a_named_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(RairlError, match=r"p\.yaml is not valid YAML"):
+        load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("team/reward", False),
+        ("models:/reward", False),
+        ("reward:1", False),
+        ("/reward", False),
+        (" ", False),
+        ("", False),
+        (".", False),
+        ("..", False),
+        ("..reward", False),
+        ("Ann's reward", False),
+        ("r" * 257, False),
+        ("r" * 256, True),
+        ("team-reward", True),
+        ("team.reward_2 (GSM8K)", True),
+        (".reward", True),
+        ("奖励", True),
+    ],
+)
+def test_a_registered_models_name_is_one_that_mlflow_takes(values: dict[str, Any], name: str, good: bool) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_model_name
+
+    changes = changed(values, "tracking.registered_model", name)
+    if good:
+        _validate_model_name(name)
+        assert parse_params(changes).tracking.registered_model == name
+        return
+    with pytest.raises(RairlError, match=r"tracking\.registered_model"):
+        parse_params(changes)
+    if "'" not in name and len(name) < 257:  # those break a search, and the column of a database
+        with pytest.raises(MlflowException):
+            _validate_model_name(name)
+
+
+@pytest.mark.parametrize("name", ["", " \t", "x" * 257])
+def test_an_experiments_name_is_one_that_mlflow_takes(values: dict[str, Any], name: str) -> None:
+    with pytest.raises(RairlError, match=r"tracking\.experiment"):
+        parse_params(changed(values, "tracking.experiment", name))
 
 
 def test_the_digest_sees_every_value_but_not_how_numbers_are_written(values: dict[str, Any]) -> None:

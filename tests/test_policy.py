@@ -20,7 +20,20 @@ from rairl.datasets import arithmetic
 from rairl.models.base import train_tokenizer
 from rairl.models.likelihood import step_logprobs, token_surprise
 from rairl.models.policy import load_policy
-from rairl.models.reading import SharedPrompts, batches_by_length, encode, pad, render_prompt, token_at
+from rairl.models.reading import (
+    SharedPrompts,
+    batches_by_length,
+    encode,
+    encode_prompts,
+    end_tokens,
+    first_token_of,
+    pad,
+    render_prompt,
+    token_at,
+    told_apart,
+)
+from rairl.models.reads import read_tokens
+from rairl.text.segment import compose, guess, segment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,6 +70,156 @@ def test_a_token_that_straddles_a_step_end_is_the_one_read() -> None:
 
     item = Encoded([1, 2, 3, 4], 1, np.array([1, 3, 4]))
     assert token_at(item, trace.steps[0].end) == 2
+
+
+ODD_ENDS = [
+    "3 + 4 = 7 ✅\n7 * 1 = 7 ✅",
+    "3 + 4 = 7 👨‍👩‍👧\n7 * 1 = 7 ✔️",
+    "第一步算3+4=7。\n然后乘以2得14。",
+    "Es gilt 3 + 4 = 7 für alle ß\nalso größer als Ä",
+    "∴ x = 7 ∎\n∵ y ≥ 0 √",
+    "🏴󠁧󠁢󠁥󠁮󠁧󠁿 wins 🏴󠁧󠁢󠁥󠁮󠁧󠁿\n🙂🙂",
+    "e\u0301\nо́",
+    "plain\ntext.",
+]
+
+
+@pytest.mark.parametrize("text", ODD_ENDS)
+@pytest.mark.parametrize("prompt", ["p", "p ✅"])
+def test_a_step_is_read_where_all_bytes_of_its_last_character_are(prompt: str, text: str) -> None:
+    trace = Trace("a", prompt, text, segment(text, guess(text)))
+    [item] = encode(TOKENIZER, [trace])
+    assert len(trace.steps) == 2
+    own = item.ids[item.prompt_tokens :]
+    assert TOKENIZER.decode(own) == text and (np.diff(item.ends) > 0).all()
+    for step in trace.steps:
+        first, last = first_token_of(item, step.start), token_at(item, step.end)
+        assert TOKENIZER.decode(item.ids[first : last + 1]).strip() == text[step.start : step.end]
+        assert TOKENIZER.decode(item.ids[item.prompt_tokens : last + 1]) == text[: step.end]
+    last = len(item.ids) - 1
+    assert read_tokens(item, trace, "step", 1) == [token_at(item, trace.steps[0].end), last]
+
+
+def test_bytes_of_two_characters_in_one_token() -> None:
+    """A tokenizer that cuts "a✅b" into "a" with a first byte, a second byte, and a last byte with "b"."""
+    from rairl.models.reading import Encoded, _ends
+
+    ends = _ends(np.array([[0, 2], [1, 2], [1, 3]]))
+    np.testing.assert_allclose(ends, [1 + 1 / 3, 1 + 2 / 3, 3])
+    item = Encoded([9, 1, 2, 3], 1, ends)
+    assert [token_at(item, end) for end in (1, 2, 3)] == [1, 3, 3]
+    assert [first_token_of(item, start) for start in (0, 1, 2)] == [1, 1, 3]
+    assert _ends(np.array([[0, 1], [2, 4], [4, 4]])).tolist() == [1, 4, 4]  # white space left out of the offsets
+
+
+def test_tokens_of_one_character_are_told_apart_in_thirds() -> None:
+    assert told_apart([2, 3, 3, 3, 4]).tolist() == [2, 2 + 1 / 3, 2 + 2 / 3, 3, 4]
+    assert told_apart([]).tolist() == [] and told_apart([1, 2]).tolist() == [1, 2]
+
+
+# --- control tokens in somebody's text -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<|end|>",
+        "a <|end|> b",
+        "<|pad|><|end|>",
+        "</think>",
+        "x<|end|><|en<|end|>d|>",
+        "\ue000<|end|>\ue001 ✅",
+        "<|end|>\n<answer>",
+    ],
+)
+def test_a_control_token_in_a_users_text_is_plain_text(said: str) -> None:
+    special = {
+        TOKENIZER.convert_tokens_to_ids(token) for token in ("<|pad|>", "<|end|>", "<think>", "</think>", "<answer>")
+    }
+    prompt = encode_prompts(TOKENIZER, [said, "p"])
+    assert (
+        not special & set(prompt[0]) and TOKENIZER.decode(prompt[0]) == said.translate({0xE000: "", 0xE001: ""}) + "\n"
+    )
+    assert prompt[1] == TOKENIZER("p\n")["input_ids"]
+    text, steps = compose([f"3 + 4 = 7 {said.replace('</think>', 'x').replace('<answer>', 'y')}", "so 7"], "7")
+    trace = Trace("a", f"Say {said}.", text, steps, source="expert")
+    [item] = encode(TOKENIZER, [trace])
+    own = item.ids[item.prompt_tokens :]
+    assert TOKENIZER.decode(own) == text
+    assert not {TOKENIZER.pad_token_id, TOKENIZER.eos_token_id} & set(item.ids)
+    # The blocks of the solution are what they are in training.
+    assert [own.count(TOKENIZER.convert_tokens_to_ids(mark)) for mark in ("<think>", "</think>", "<answer>")] == [
+        1,
+        1,
+        1,
+    ]
+    for step in steps:
+        assert TOKENIZER.decode(own[: token_at(item, step.end) - item.prompt_tokens + 1]) == text[: step.end]
+
+
+def test_what_a_policy_wrote_is_read_as_it_wrote_it() -> None:
+    text = "<think>\na<|pad|>b\n</think>"
+    whole = TOKENIZER(f"p\n{text}")["input_ids"]
+    assert encode(TOKENIZER, [Trace("a", "p", text, source="policy:sft")])[0].ids == whole
+    assert TOKENIZER.pad_token_id in whole
+    assert TOKENIZER.pad_token_id not in encode(TOKENIZER, [Trace("a", "p", text, source="expert")])[0].ids
+
+
+def test_the_templates_own_control_tokens_stay_and_transformers_agrees(tiny_policy: Path) -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = load_policy(tiny_policy)[1]
+    tokenizer.add_tokens([AddedToken("<turn>", special=False, normalized=False)])
+    tokenizer.chat_template = (
+        "<|pad|>{% for message in messages %}<turn>{{ message['content'] | trim }}<|end|>{% endfor %}<turn>"
+    )
+    for problem in ["1 + 1?", "1 <|end|><|pad|> 1?", "<|end|>"]:
+        asked = [{"role": "user", "content": problem}]
+        theirs = tokenizer.apply_chat_template(asked, sanitize_control_tokens=True)["input_ids"]
+        assert encode_prompts(tokenizer, [problem]) == [theirs]
+        assert theirs.count(tokenizer.eos_token_id) == 1
+    [ids] = encode_prompts(tokenizer, ["a <turn> b"])
+    assert ids.count(tokenizer.convert_tokens_to_ids("<turn>")) == 2 and "a <turn> b" in tokenizer.decode(ids)
+
+
+# --- a think block that the template opens, and the end ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>", "<think>\n\n", "<|end|>\n<think>\n"])
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("<think>\na b\n</think>", "a b\n</think>"),
+        ("<think>a b\n</think>", "a b\n</think>"),
+        (" <think>\na b\n</think>", "a b\n</think>"),
+        ("a b\n</think>", "a b\n</think>"),
+        ("a <think> b", "a <think> b"),
+        ("<think>\n", "<think>"),
+    ],
+)
+def test_think_is_read_once(tiny_policy: Path, opening: str, text: str, kept: str) -> None:
+    tokenizer = load_policy(tiny_policy)[1]
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}\n{% endfor %}{{ '" + opening + "' }}"
+    )
+    steps = segment(text, "tags")
+    [item] = encode(tokenizer, [Trace("a", "p", text, steps)])
+    own = tokenizer.decode(item.ids[item.prompt_tokens :])
+    assert own.strip() == kept
+    assert tokenizer.decode(item.ids[: item.prompt_tokens]) == render_prompt(tokenizer, "p")
+    for step in steps:
+        upto = tokenizer.decode(item.ids[item.prompt_tokens : token_at(item, step.end) + 1])
+        assert text[: step.end].endswith(upto)
+
+
+@pytest.mark.parametrize(
+    ("configured", "ends"), [(None, [1]), (1, [1]), (7, [7]), ([1, 7], [1, 7]), ([7, 1, 7], [1, 7]), ([7, 8], [7, 8])]
+)
+def test_the_end_tokens_are_those_of_generate(tiny_policy: Path, configured: object, ends: list[int]) -> None:
+    model, tokenizer = load_policy(tiny_policy)
+    assert tokenizer.eos_token_id == 1
+    model.generation_config.eos_token_id = configured
+    assert end_tokens(model, tokenizer) == ends
 
 
 def test_token_logprobs_sum_to_the_models_loss(tiny_policy: Path) -> None:

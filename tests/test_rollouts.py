@@ -50,6 +50,31 @@ def test_greedy_equals_transformers_generate(tiny_policy: Path, demos: list[Trac
         assert item.ids == theirs.tolist()
 
 
+@pytest.mark.parametrize("extra", ["list", "another", "tokenizers"])
+def test_sampling_ends_where_generate_does(extra: str, tiny_policy: Path, demos: list[Trace]) -> None:
+    """The end tokens are those of the generation configuration: frequent ones here, so that most rows end."""
+    model, tokenizer = load_policy(tiny_policy)
+    problems = [trace.problem for trace in demos[:6]]
+    free = sample(model, tokenizer, problems, n=1, max_new_tokens=12, temperature=0.0, seed=0)
+    frequent = [token for item in free for token in item.ids[3:6] if token != tokenizer.eos_token_id]
+    others = list(dict.fromkeys(frequent))[:4]
+    ends = {"list": [tokenizer.eos_token_id, *others], "another": others[0], "tokenizers": tokenizer.eos_token_id}[
+        extra
+    ]
+    model.generation_config.eos_token_id = ends
+    mine = sample(model, tokenizer, problems, n=1, max_new_tokens=12, temperature=0.0, seed=0)
+    last = np.atleast_1d(ends).tolist()
+    for problem, item in zip(problems, mine, strict=True):
+        prompt = tokenizer(render_prompt(tokenizer, problem), add_special_tokens=False, return_tensors="pt")
+        theirs = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+        assert item.ids == theirs.tolist()
+        assert item.finished == (item.ids[-1] in last) and not set(item.ids[:-1]) & set(last)
+    assert any(item.finished for item in mine) or extra == "tokenizers"
+    for item, trace in zip(mine, to_traces(mine, demos[:6], tokenizer, source="policy"), strict=True):
+        assert trace.meta["finished"] == item.finished
+        assert trace.text == (tokenizer.decode(item.ids[:-1] if item.finished else item.ids) or "\n")
+
+
 def test_a_share_of_the_problems_gets_what_the_whole_list_gets(tiny_policy: Path, demos: list[Trace]) -> None:
     """Neither the split nor the size of the batches shows in the samples."""
     model, tokenizer = load_policy(tiny_policy)

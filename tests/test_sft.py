@@ -46,6 +46,16 @@ def test_loss_covers_the_completion_and_the_end_token_only(tiny_policy: Path, de
     assert examples(tokenizer, demos[:1], whole=True)[0][1] == 0
 
 
+def test_examples_have_one_think_and_the_end_that_generate_knows(tiny_policy: Path, demos: list[Trace]) -> None:
+    _, tokenizer = load_policy(tiny_policy)
+    [(plain, _)] = examples(tokenizer, demos[:1])
+    tokenizer.chat_template += "{{ '<think>\n' }}"
+    [(ids, skip)] = examples(tokenizer, demos[:1], end=7)
+    assert tokenizer.decode(ids).count("<think>") == 1
+    assert ids == [*plain[:-1], 7]  # the same text, of which the template writes the beginning
+    assert tokenizer.decode(ids[:skip]).endswith("<think>\n")
+
+
 def test_mean_loss_weighs_tokens_whatever_the_batches(tiny_policy: Path, demos: list[Trace]) -> None:
     model, tokenizer = load_policy(tiny_policy)
     rows = examples(tokenizer, demos)

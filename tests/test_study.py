@@ -73,6 +73,13 @@ def test_files_are_found_from_an_experiments_own_folder(tmp_path: Path, monkeypa
     assert run.params.dataset.test == "mine/test.jsonl"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("written", ["1e-5", "1e-05", "1E-5", "0.00001", "1.0e-5"])
+def test_a_variant_may_write_a_number_with_an_exponent(tmp_path: Path, written: str) -> None:
+    path = write_study(tmp_path)
+    path.write_text(path.read_text().replace("reward.switch_labels: true", f"policy.learning_rate: {written}"))
+    assert read_study(path, MINIATURE).runs["b", 1].params.policy.learning_rate == 1e-5
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

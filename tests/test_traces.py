@@ -199,3 +199,53 @@ def test_ids_that_occur_twice_are_named() -> None:
     require_unique_ids([GOOD, relabel(GOOD, id="b")], "demos")
     with pytest.raises(RairlError, match="demos: id 'a' occurs more than once"):
         require_unique_ids([GOOD, GOOD], "demos")
+
+
+# --- lines that are almost JSON --------------------------------------------------------------------------------------
+
+ROW = '{"id": "%s", "problem": "p", "text": "%s", "meta": {"n": %s}}'
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (ROW % ("x", "t", "9" * 5000), "too many digits"),
+        (ROW % ("x", "t", "-" + "1" * 4301), "too many digits"),
+        (ROW % ("x", "\\ud83d", 1), "half of a surrogate pair"),
+        (ROW % ("x", "a \\uDE00 b", 1), "half of a surrogate pair"),
+        (ROW % ("\\uDBFF", "t", 1), "half of a surrogate pair"),
+        ('{"id": "x", "problem": "p", "meta": {"\\udfff": [{"deep": 1}]}}', "half of a surrogate pair"),
+        (ROW % ("x", "\\ude00\\ud83d", 1), "half of a surrogate pair"),
+        (ROW % ("x", "t", "[" * 100_000), "nested too deeply"),
+        ("\ufeff" + ROW % ("x", "t", 1), "not valid JSON"),  # only a file may begin with a byte order mark
+        (ROW % ("x", "t", "1,"), "not valid JSON"),
+    ],
+)
+def test_a_line_that_json_or_a_file_can_not_hold_is_named_or_skipped(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join([ROW % ("a", "t", 1), line, ROW % ("b", "t", 1)]) + "\n", encoding="utf-8")
+    with pytest.raises(RairlError, match=rf"t\.jsonl, line 2: .*{said}"):
+        read_traces(path)
+    bad: list[str] = []
+    kept = read_traces(path, skip_bad=bad)
+    assert [trace.id for trace in kept] == ["a", "b"] and len(bad) == 1
+    write_traces(tmp_path / "again.jsonl", kept)  # what was read can be written
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (ROW % ("x", "\\ud83d\\ude00", 1), "😀"),
+        (ROW % ("x", "\\\\ud83d", 1), "\\ud83d"),
+        (ROW % ("x", "t", "9" * 4300), "t"),
+        (ROW % ("x", "a\\u200bb", 1), "a\u200bb"),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_pairs_long_numbers_and_a_byte_order_mark_are_read(tmp_path: Path, mark: str, line: str, text: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(mark + line + "\n", encoding="utf-8")
+    [trace] = read_traces(path)
+    assert trace.text == text
+    write_traces(path, [trace])
+    assert read_traces(path) == [trace]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rairl.core.traces import Trace
 from rairl.models.calibration import TraceScore
 from rairl.models.policy import load_policy
 from rairl.models.reward import RewardModel, new_reward
-from rairl.use.trl import reward_function, token_advantages, token_level, token_rewards
+from rairl.use.trl import content, reward_function, token_advantages, token_level, token_rewards
 
 
 @pytest.fixture
@@ -47,6 +48,95 @@ def test_empty_and_odd_completions_have_a_score_and_pictures_have_none(reward: R
     assert len(values) == 4 and np.isfinite(values).all()
     with pytest.raises(RairlError, match="reads text, not a message of list"):
         score(prompts=["p"], completions=[[{"role": "assistant", "content": [{"type": "image"}]}]])
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ([], r"a list of messages, not \[\]"),
+        ((), "a list of messages"),
+        (None, "not None"),
+        ({"role": "user", "content": "p"}, "a list of messages"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}], "without 'content'"),
+        ([{"role": "assistant", "content": None}], "without 'content'"),
+        ([{"role": "assistant", "content": 7}], "of int"),
+        ([{"role": "assistant", "content": [{"type": "image"}]}], "of list"),
+        ([{"role": "assistant", "content": []}], "of list"),
+        (["p"], "of str"),
+        ([None], "without 'content'"),
+        (7, "a list of messages, not 7"),
+    ],
+)
+def test_a_message_without_text_is_a_named_error(reward: RewardModel, message: Any, said: str) -> None:
+    with pytest.raises(RairlError, match=said):
+        reward_function(reward)(prompts=["p"], completions=[message])
+    with pytest.raises(RairlError, match=said):
+        content(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "t u",
+        [{"role": "assistant", "content": "t u"}],
+        ({"content": "t u"},),
+        [{"role": "assistant", "tool_calls": []}, {"role": "tool", "content": "9"}, {"content": "t u"}],
+        [{"role": "assistant", "content": [{"type": "text", "text": "t "}, {"type": "text", "text": "u"}]}],
+    ],
+)
+def test_the_text_of_the_last_message_is_read(message: Any) -> None:
+    assert content(message) == "t u"
+
+
+EMPTY = [
+    "",
+    "\n",
+    " \n\t",
+    "\u200b",
+    "<think>\n</think>",
+    "<think>\n</think>\n<answer>\n7\n</answer>",
+    "---",
+    "```\n```",
+]
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+def test_a_completion_that_says_nothing_is_the_worst_of_its_prompt(
+    empty: str, reward: RewardModel, tiny_policy: Path, demos: list[Trace]
+) -> None:
+    texts = [trace.text for trace in demos[:8]]
+    prompts = ["p"] * 5 + ["q"] * 5
+    said = [*texts[:4], empty, empty, *texts[4:8]]
+    scores = reward_function(reward)(prompts=prompts, completions=said)
+    assert scores[4] < min(scores[:4]) and scores[5] < min(scores[6:])
+    assert np.ptp(scores) < 100  # in the unit of the others: nothing that would drown their differences
+    _, tokenizer = load_policy(tiny_policy)
+    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in said[:5]]
+    for rule in ("difference", "return", "min"):
+        rows = token_advantages(reward, tokenizer, ["p"] * 5, ids, group=5, rule=rule)  # type: ignore[arg-type]
+        assert rows[4][: len(ids[4])].max() < min(
+            row[: len(one)].min() for row, one in zip(rows[:4], ids, strict=False)
+        )
+
+
+def test_an_end_token_of_the_generation_configuration_is_no_text(reward: RewardModel, tiny_policy: Path) -> None:
+    _, tokenizer = load_policy(tiny_policy)
+    ids = tokenizer("2 + 2 = 4")["input_ids"]
+    end = tokenizer.convert_tokens_to_ids("</answer>")
+    plain = token_rewards(reward, tokenizer, ["p"], [[*ids, tokenizer.eos_token_id]])
+    assert token_rewards(reward, tokenizer, ["p"], [[*ids, end]], ends=[end]).allclose(plain)
+    assert not token_rewards(reward, tokenizer, ["p"], [[*ids, end]]).allclose(plain)
+
+
+def test_the_evidence_of_a_step_that_ends_in_an_emoji_stands_at_its_last_byte(
+    reward: RewardModel, tiny_policy: Path
+) -> None:
+    _, tokenizer = load_policy(tiny_policy)
+    text = "3 + 4 = 7 ✅\n7 * 1 = 7 ✅"
+    ids = tokenizer(text)["input_ids"]
+    [row] = token_rewards(reward, tokenizer, ["p"], [ids])
+    complete = [at for at in range(len(ids)) if tokenizer.decode(ids[: at + 1]) in (text[:11], text)]
+    assert row.nonzero().ravel().tolist() == complete
 
 
 def in_trl(
@@ -182,3 +272,35 @@ def test_guided_decoding_is_deterministic_and_follows_the_reward(
     assert decode(2) == decode(2)
     monkeypatch.setattr(reward, "score_traces", letters)
     assert decode(16).text.count("e") > decode(1).text.count("e") + 3
+
+
+def test_a_row_ends_at_an_end_token_but_not_at_padding_behind_a_line_break() -> None:
+    from scripts.guided_decoding import _until_end
+
+    words = {1: "a", 2: "b\n"}
+    tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda ids, **_: "".join(words[token] for token in ids))
+    assert _until_end([1, 1, 0, 0], tokenizer, [0]) == ([1, 1], True)  # type: ignore[arg-type]
+    assert _until_end([1, 2, 0, 0], tokenizer, [0]) == ([1, 2], False)  # type: ignore[arg-type]
+    assert _until_end([1, 1], tokenizer, [0]) == ([1, 1], False)  # type: ignore[arg-type]
+    assert _until_end([0, 0], tokenizer, [0]) == ([], True)  # type: ignore[arg-type]
+    assert _until_end([1, 1, 2], tokenizer, [0, 2]) == ([1, 1], True)  # type: ignore[arg-type]
+    assert _until_end([1, 3, 1], tokenizer, [3]) == ([1], True)  # type: ignore[arg-type]
+
+
+def test_guided_decoding_ends_at_any_end_token_and_prefers_a_step_to_a_blank_line(
+    tiny_policy: Path, reward: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scripts.guided_decoding import guided_decode
+
+    def shorter_is_better(traces: list[Trace]) -> list[TraceScore]:
+        return [TraceScore(float(-len(trace.text)), (), None) for trace in traces]
+
+    monkeypatch.setattr(reward, "score_traces", shorter_is_better)
+    options: dict[str, Any] = {"max_step_tokens": 10, "seed": 0}
+    model, tokenizer = load_policy(tiny_policy)
+    problem = "How many are 2 and 2?"
+    assert guided_decode(model, tokenizer, reward, problem, k=16, max_steps=2, **options).steps
+    [line] = tokenizer("\n")["input_ids"]
+    model.generation_config.eos_token_id = [token for token in range(len(tokenizer)) if token not in (2, line)]
+    found = guided_decode(model, tokenizer, reward, problem, k=2, max_steps=6, **options)
+    assert found.meta["finished"] and not found.text.replace("<think>", "").strip()

@@ -33,15 +33,14 @@ def params(
     and the changes given; a later word wins. rairl params --preset arithmetic prints the default parameters.
     """
     if words:
-        import yaml
-
+        from rairl.core.yaml_files import dump_yaml
         from rairl.preflight import presets
 
         values = presets.compose(words)
         parse_params(values, source=" ".join(words))  # a mistake is told before the hub is asked
         values = presets.pin(values) if pin else values
         digest = parse_params(values).digest()
-        write_text(output, yaml.safe_dump(values, sort_keys=False))
+        write_text(output, dump_yaml(values, sort_keys=False))
         say(f"{output} is valid (digest {digest})")
         return
     from rairl.preflight.presets import FOLDER

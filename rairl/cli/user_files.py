@@ -45,8 +45,7 @@ def check(
 
     Ends with 1 if a line would stop `prepare`. See docs/own-demonstrations.md.
     """
-    import yaml
-
+    from rairl.core.yaml_files import dump_yaml
     from rairl.preflight.check_data import check as look
     from rairl.preflight.check_data import complete, section
     from rairl.preflight.check_data import split as divide
@@ -65,7 +64,7 @@ def check(
         needed = section(found, file, split)
         missing = "" if split is not None else " (--split FOLDER makes the other three files of this one)"
         if output is None:
-            print(f"put this into a copy of params.yaml{missing}:", yaml.safe_dump(needed, sort_keys=False), sep="\n")
+            print(f"put this into a copy of params.yaml{missing}:", dump_yaml(needed, sort_keys=False), sep="\n")
         else:
             write_text(output, complete(params, needed))
     if found.refused:

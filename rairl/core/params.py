@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rairl.core.dataset_params import (
@@ -35,6 +33,7 @@ from rairl.core.training_params import (
     SftParams,
     contradictions,
 )
+from rairl.core.yaml_files import read_yaml
 
 UNUSED_POLICY = {
     "iterations": 1, "prompts_per_iteration": 1, "group_size": 2, "max_new_tokens": 1, "learning_rate": 1e-3, "kl": 0.0,
@@ -79,8 +78,21 @@ class ReportParams(Section):
 class TrackingParams(Section):
     """MLflow names; the address comes from MLFLOW_TRACKING_URI, else a sqlite file here."""
 
-    experiment: Annotated[str, Field(min_length=1)]
-    registered_model: Annotated[str, Field(min_length=1)]
+    experiment: Annotated[str, Field(min_length=1, max_length=256)]
+    registered_model: Annotated[str, Field(min_length=1, max_length=256)]
+
+    @model_validator(mode="after")
+    def _accepted_by_mlflow(self) -> TrackingParams:
+        if not self.experiment.strip():
+            raise ValueError("tracking.experiment is blank; MLflow wants a name")
+        name = self.registered_model
+        # MLflow refuses a slash, a colon and what would be another path; quotes would end the name in a search.
+        if not name.strip() or name == "." or name.startswith("..") or any(sign in name for sign in "/:'\""):
+            raise ValueError(
+                f"tracking.registered_model {name!r} is no name for a registered model: it must not be empty, begin "
+                "with '..' or hold a slash, a colon or quotes; write team-reward rather than team/reward"
+            )
+        return self
 
 
 class Params(Section):
@@ -162,41 +174,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     path = Path(path)
     if not path.exists():
         raise RairlError(f"{path} does not exist; run from the project's folder or name the file with --params")
-    return parse_params(parse_yaml(path.read_text(encoding="utf-8"), source=str(path)), source=str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads the words and numbers of YAML 1.2, which DVC writes: ``off`` is a word, ``1e-5`` a number."""
-
-
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(r"^([-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))|\.(nan|NaN|NAN))$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str, *, source: str) -> Any:
-    """What YAML says.
-
-    Raises:
-        RairlError: naming the source, when it is not valid.
-    """
-    loader = None
-    try:
-        loader = _Loader(text)
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise RairlError(f"{source} is not valid YAML: {error}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
+    return parse_params(read_yaml(path), source=str(path))
 
 
 def parse_params(values: Any, *, source: str = "params") -> Params:

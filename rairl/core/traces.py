@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rairl.core.blanks import says_nothing
 from rairl.core.errors import RairlError
 from rairl.core.jsonl import no_rows, parse_object, read_lines
 
@@ -92,6 +93,11 @@ class Trace:
         """Key of the question: candidates, seeds and repeats of one question share it."""
         return self.group or self.problem
 
+    @property
+    def by_policy(self) -> bool:
+        """Whether a policy of this project wrote the text: control tokens in it are the policy's own."""
+        return self.source.split(":")[0] == "policy"
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with only the fields that are set; spans as ``[start, end]`` pairs."""
         # False by identity: a first_error of 0 equals it
@@ -158,7 +164,7 @@ def locate_steps(text: str, steps: Sequence[str]) -> tuple[Step, ...]:
 
     Raises:
         RairlError: when the steps do not rebuild the text, that is when a step does not occur after the one before it,
-            or when something other than white space or tags lies between two steps.
+            or when something other than white space, tags or markup lies between two steps.
     """
     spans: list[Step] = []
     at = 0
@@ -169,7 +175,7 @@ def locate_steps(text: str, steps: Sequence[str]) -> tuple[Step, ...]:
             raise RairlError(
                 f"field 'steps': item {index} ({body[:40]!r}) does not occur in the text after the step before it"
             )
-        if spans and _content(text[at:start]):
+        if spans and not says_nothing(_without_tags(text[at:start])):
             raise RairlError(
                 f"field 'steps': the steps do not rebuild the text; {text[at:start].strip()[:40]!r} lies between "
                 f"items {index - 1} and {index}"
@@ -179,10 +185,10 @@ def locate_steps(text: str, steps: Sequence[str]) -> tuple[Step, ...]:
     return tuple(spans)
 
 
-def _content(text: str) -> str:
+def _without_tags(text: str) -> str:
     for tag in ("<think>", "</think>", "<answer>"):
         text = text.replace(tag, "")
-    return text.strip()
+    return text
 
 
 def relabel(trace: Trace, **changes: Any) -> Trace:

@@ -21,7 +21,7 @@ from rairl.core.traces import Trace
 from rairl.evaluate.best_of_n import expected_accuracy, vote_weights
 from rairl.evaluate.first_error import choose_threshold
 from rairl.evaluate.probability import fit_map
-from rairl.models.calibration import AGGREGATORS, LOCATORS, Calibration, aggregate, first_error
+from rairl.models.calibration import AGGREGATORS, LOCATORS, NOTHING, Calibration, aggregate, competing, first_error
 from rairl.models.reward import RewardModel
 from rairl.text.corrupt import perturb
 from rairl.text.equations import equations
@@ -137,7 +137,10 @@ def dev_scores(model: RewardModel, dev: Dev) -> tuple[dict[str, float], Calibrat
     labelled = [(read.steps, trace.first_error) for read, trace in zip(scores[third:], dev.labelled, strict=True)]
     results, rated = {}, {}
     for how in AGGREGATORS:
-        values = [[aggregate(read.steps, read.last, how) for read in part] for part in (experts, corrupted, rollouts)]
+        values = [
+            [competing(aggregate(read.steps, read.last, how), read.steps) for read in part]
+            for part in (experts, corrupted, rollouts)
+        ]
         wins = {
             "dev/prefers_corrupted": preference(values[0], values[1], dev.corrupted_of),
             "dev/auroc": within_question(values[2], [trace.correct for trace in dev.rollouts], dev.rollouts_of),
@@ -194,7 +197,9 @@ def selection(rollouts: Sequence[Trace], scores: Mapping[str, Sequence[float]], 
     accuracy = {name: float(values[n].mean()) for name, values in table.items()}
     best = {how: max(TEMPERATURES, key=lambda temperature: accuracy[f"{how} {temperature}"]) for how in rated}
     votes = accuracy[f"{chosen.aggregator} {best[chosen.aggregator]}"]
-    fitted = fit_map(rated[chosen.aggregator], [trace.correct is True for trace in judged])
+    scored = [(score, trace.correct is True) for score, trace in zip(rated[chosen.aggregator], judged, strict=True)]
+    said = [pair for pair in scored if pair[0] > NOTHING]  # what says nothing has no place on the scale
+    fitted = fit_map([score for score, _ in said], [right for _, right in said])
     return replace(
         chosen,
         selector="vote" if votes > accuracy["max"] else "max",

@@ -12,7 +12,7 @@ import numpy as np
 
 from rairl.core.errors import RairlError
 from rairl.core.traces import Trace
-from rairl.models.calibration import aggregate
+from rairl.models.calibration import aggregate, competing
 
 if TYPE_CHECKING:
     from rairl.models.calibration import Calibration
@@ -46,10 +46,17 @@ class Saved:
         """
         return [self._row(trace)["score"] for trace in traces]
 
-    def scores_by(self, traces: Sequence[Trace], how: str) -> list[float]:
-        """The score of each trace by another aggregator; raises as :meth:`scores` does."""
+    def rivals(self, traces: Sequence[Trace]) -> list[float]:
+        """The score that each trace competes with, see :func:`competing`; raises as :meth:`scores` does."""
         rows = [self._row(trace) for trace in traces]
-        return [aggregate(np.asarray(row["steps"], dtype=float), row["last"], how) for row in rows]
+        return [competing(row["score"], row["steps"]) for row in rows]
+
+    def scores_by(self, traces: Sequence[Trace], how: str) -> list[float]:
+        """What each trace competes with by another aggregator; raises as :meth:`scores` does."""
+        rows = [self._row(trace) for trace in traces]
+        return [
+            competing(aggregate(np.asarray(row["steps"], dtype=float), row["last"], how), row["steps"]) for row in rows
+        ]
 
     def steps(self, traces: Sequence[Trace]) -> list[np.ndarray]:
         """The logits at each trace's step ends, ``(n_steps,)`` each; raises as :meth:`scores` does."""

@@ -20,11 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rairl.core.errors import RairlError
 from rairl.core.params import Params, parse_params
 from rairl.core.processes import end_quickly
+from rairl.core.yaml_files import dump_yaml
 from rairl.stages.runner import TOGETHER, run_stage, stage_command
 from rairl.tracking.champion import Verdict
 
@@ -137,7 +136,7 @@ def launch(name: str, params: Params, paths: Mapping[str, Path], config: Path) -
         )
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "params.yaml"
-        file.write_text(yaml.safe_dump(params.model_dump()), encoding="utf-8")
+        file.write_text(dump_yaml(params.model_dump()), encoding="utf-8")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m"]
         done = subprocess.run([*command, *stage_command(name, file, paths)])
     if done.returncode:

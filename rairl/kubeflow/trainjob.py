@@ -17,10 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from rairl.core.errors import RairlError
 from rairl.core.params import Params
+from rairl.core.yaml_files import dump_yaml
 from rairl.stages.layout import INPUTS, OUTPUTS
 from rairl.stages.runner import stage_command
 
@@ -98,7 +97,7 @@ def train_in_job(
     folder.mkdir(parents=True, exist_ok=True)
     for arg in INPUTS[name]:
         _copy(paths[arg], there[arg])
-    (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump()), encoding="utf-8")
+    (folder / "params.yaml").write_text(dump_yaml(params.model_dump()), encoding="utf-8")
     api, namespace = _connect()
     _create(api, namespace, manifest(job, stage_command(name, folder / "params.yaml", there), settings))
     problem = _wait(api, namespace, job, every)

@@ -10,7 +10,21 @@ import numpy as np
 Rule = Literal["return", "difference", "min"]
 
 
-def group_advantages(rewards: np.ndarray, floor: float) -> np.ndarray:
+def below_all(rewards: np.ndarray, silent: np.ndarray, floor: float) -> np.ndarray:
+    """Rewards of a group in which samples that say nothing lie below all others: nothing in them is wrong either.
+
+    Args:
+        rewards: shape ``(G,)``.
+        silent: whether each says nothing, shape ``(G,)``, bool.
+        floor: of the gap to the lowest of the others, which is their standard deviation.
+    """
+    if silent.all() or not silent.any():
+        return rewards
+    said = rewards[~silent]
+    return np.where(silent, np.minimum(rewards, said.min() - max(float(said.std()), floor)), rewards)
+
+
+def group_advantages(rewards: np.ndarray, floor: float, silent: np.ndarray | None = None) -> np.ndarray:
     """Rewards relative to the mean of their group (the samples of one prompt; GRPO, Shao et al. 2024).
 
     Divided by max(std of the group, floor): a tiny standard deviation would amplify a weak discriminator's noise.
@@ -18,10 +32,13 @@ def group_advantages(rewards: np.ndarray, floor: float) -> np.ndarray:
     Args:
         rewards: shape ``(P, G)``.
         floor: smallest divisor, in units of the reward.
+        silent: which samples say nothing, shape ``(P, G)``, bool; see :func:`below_all`.
 
     Returns:
         Shape ``(P, G)``; each row has mean 0.
     """
+    if silent is not None:
+        rewards = np.stack([below_all(*row, floor) for row in zip(rewards, silent, strict=True)])
     return (rewards - rewards.mean(axis=1, keepdims=True)) / np.maximum(rewards.std(axis=1, keepdims=True), floor)
 
 
@@ -55,7 +72,11 @@ def increments(reads: np.ndarray) -> np.ndarray:
 
 
 def step_advantages(
-    groups: Sequence[Sequence[np.ndarray]], rule: Rule, discount: float, floor: float
+    groups: Sequence[Sequence[np.ndarray]],
+    rule: Rule,
+    discount: float,
+    floor: float,
+    silent: Sequence[Sequence[bool]] | None = None,
 ) -> list[list[np.ndarray]]:
     """One advantage per read, centred and scaled within the group of one prompt.
 
@@ -65,14 +86,20 @@ def step_advantages(
             of the increments; ``min``: the lowest increment from it to the end.
         discount: of rule ``return``, in [0, 1].
         floor: smallest divisor, in units of the reward; else the standard deviation over all reads of the group.
+        silent: for each prompt, which samples say nothing: every read of theirs is credited below all others of the
+            group, see :func:`below_all`.
 
     Returns:
         The shape of ``groups``; the mean over all reads of a group is 0.
     """
     results = []
-    for group in groups:
+    for number, group in enumerate(groups):
         credits = [_credits(increments(reads), rule, discount) for reads in group]
         pooled = np.concatenate(credits)
+        if silent is not None:
+            lengths = [len(values) for values in credits]
+            pooled = below_all(pooled, np.repeat(np.array(silent[number]), lengths), floor)
+            credits = np.split(pooled, np.cumsum(lengths)[:-1])
         scale = max(float(pooled.std()), floor)
         results.append([(values - pooled.mean()) / scale for values in credits])
     return results

@@ -29,10 +29,16 @@ Example = tuple[list[int], int]
 """Token ids (end token included) and the number of leading ones that carry no loss."""
 
 
-def examples(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace], *, whole: bool = False) -> list[Example]:
-    """Token ids with end token for each trace; the loss covers the completion only, or everything when ``whole``."""
-    rows = encode(tokenizer, traces)
-    return [([*row.ids, tokenizer.eos_token_id], 0 if whole else row.prompt_tokens) for row in rows]
+def examples(
+    tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace], *, whole: bool = False, end: int | None = None
+) -> list[Example]:
+    """Token ids with end token for each trace; the loss covers the completion only, or everything when ``whole``.
+
+    Args:
+        end: the end token, see :func:`rairl.models.reading.end_tokens`; by default the tokenizer's.
+    """
+    last = tokenizer.eos_token_id if end is None else end
+    return [([*row.ids, last], 0 if whole else row.prompt_tokens) for row in encode(tokenizer, traces)]
 
 
 def lm_loss(model: nn.Module, batch: Sequence[Example], pad_id: int) -> Tensor:

@@ -92,6 +92,7 @@ class LearnedReward:
         per_trace = [one.logits for one in reads]
         last = np.array([values[-1] for values in per_trace]).reshape(-1, batch.group)
         lengths = np.array([len(item.ids) for item in batch.completions], dtype=float).reshape(last.shape)
+        silent = np.array([not trace.steps for trace in batch.traces]).reshape(last.shape)
         correct = np.array([trace.correct for trace in batch.traces], dtype=float).reshape(last.shape)
         metrics = reward_metrics(last, lengths, correct)
         if self.params.clip is not None:
@@ -99,9 +100,9 @@ class LearnedReward:
         rule = self.params.credit
         if rule == "mean" or rule == "last":
             rewards = np.array([one[-1] if rule == "last" else one.mean() for one in per_trace]).reshape(last.shape)
-            return spread(group_advantages(rewards, self.floor).ravel(), batch.completions), metrics
+            return spread(group_advantages(rewards, self.floor, silent).ravel(), batch.completions), metrics
         groups = [per_trace[at : at + batch.group] for at in range(0, len(per_trace), batch.group)]
-        by_group = step_advantages(groups, rule, self.params.discount, self.floor)
+        by_group = step_advantages(groups, rule, self.params.discount, self.floor, silent.tolist())
         flat = [values for group in by_group for values in group]
         ends = character_ends(batch.tokenizer, [completion.ids for completion in batch.completions])
         return [

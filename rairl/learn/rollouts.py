@@ -13,7 +13,7 @@ from torch import Tensor
 from rairl.core.traces import Trace
 from rairl.datasets import arithmetic_problem
 from rairl.learn.distributed import gather, mine
-from rairl.models.reading import pad, render_prompt
+from rairl.models.reading import encode_prompts, end_tokens, pad
 from rairl.text.answers import answers_match, read_answer
 from rairl.text.segment import think_lines
 
@@ -63,9 +63,7 @@ def sample(
     """
     if not problems:
         return []
-    prompts = tokenizer([render_prompt(tokenizer, problem) for problem in problems], add_special_tokens=False)[
-        "input_ids"
-    ]
+    prompts = encode_prompts(tokenizer, problems)
     per_batch = max(1, rows_per_batch // n)
     completions: list[Completion] = []
     for start in range(0, len(prompts), per_batch):
@@ -103,6 +101,8 @@ def _sample_batch(
 
     model.eval()
     device = next(model.parameters()).device
+    ends = end_tokens(model, tokenizer)
+    stops = torch.tensor(ends, device=device)
     ids, mask = (part.to(device) for part in pad(prompts, tokenizer.pad_token_id, left=True))
     position = mask.cumsum(-1) - 1
     read = DynamicCache(config=model.config)
@@ -120,7 +120,7 @@ def _sample_batch(
         for step in range(draws.shape[1]):
             picked, logprob = draw(logits, temperature, draws[alive, step])
             tokens.append((alive.cpu(), picked.cpu(), logprob.cpu()))
-            going = picked != tokenizer.eos_token_id
+            going = ~torch.isin(picked, stops)
             if step + 1 == draws.shape[1] or not going.any():
                 break
             # Dropping finished rows costs a copy of the cache, so it waits until a quarter of the batch is done.
@@ -135,7 +135,7 @@ def _sample_batch(
                 position_ids=position[:, None],
                 past_key_values=cache,
             ).logits[:, -1]
-    return _collect(tokens, prompts, n, tokenizer.eos_token_id)
+    return _collect(tokens, prompts, n, ends)
 
 
 def draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,15 +164,16 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, T
 
 
 def _collect(
-    tokens: list[tuple[Tensor, Tensor, Tensor]], prompts: list[list[int]], n: int, eos: int
+    tokens: list[tuple[Tensor, Tensor, Tensor]], prompts: list[list[int]], n: int, ends: Sequence[int]
 ) -> list[Completion]:
     """From each step's samples, tokens and log-probabilities; a sample may be drawn on after its end."""
-    ids = np.full((len(prompts) * n, len(tokens)), eos)
+    ids = np.full((len(prompts) * n, len(tokens)), ends[0])
     logprobs = np.zeros(ids.shape, np.float32)
     for step, (alive, picked, logprob) in enumerate(tokens):
         ids[alive, step], logprobs[alive, step] = picked, logprob
-    finished = (ids == eos).any(-1)
-    lengths = np.where(finished, (ids == eos).argmax(-1) + 1, len(tokens))
+    over = (ids[..., None] == np.array(ends)).any(-1)
+    finished = over.any(-1)
+    lengths = np.where(finished, over.argmax(-1) + 1, len(tokens))
     return [
         Completion(prompts[row // n], ids[row, :end].tolist(), logprobs[row, :end].tolist(), bool(finished[row]))
         for row, end in enumerate(lengths)

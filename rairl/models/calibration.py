@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ AGGREGATORS = ("last", "mean", "min", "product", "discounted")
 DISCOUNT = 0.5
 """Weight of a read relative to the next one, for ``discounted``: the .95 per token of arXiv 2510.01857's code over a
 step of 14 tokens."""
+NOTHING = -1e9
+"""What a trace without steps competes with, below any other's score: it must not win because nothing in it is wrong."""
 LOCATORS = ("drop", "fall", "argmin")
 """How reads become a suspicion per step; chosen on dev."""
 
@@ -107,6 +110,11 @@ def aggregate(steps: np.ndarray, last: float, how: str) -> float:
     if how == "discounted":
         return float(np.average(steps, weights=DISCOUNT ** np.arange(len(steps) - 1, -1, -1)))
     return float(steps.mean() if how == "mean" else steps.min())
+
+
+def competing(score: float, steps: Sequence[object] | np.ndarray) -> float:
+    """The score of a trace among others: its own, or :data:`NOTHING` where there are no steps."""
+    return score if len(steps) else NOTHING
 
 
 def suspicion(reads: np.ndarray, locator: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rairl.core.traces import Trace
-from rairl.models.reading import SharedPrompts, batches_by_length, encode, token_at
+from rairl.models.reading import SharedPrompts, batches_by_length, encode, first_token_of, token_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,7 +104,7 @@ def step_logprobs(
 
 def by_step(trace: Trace, item: Encoded, surprise: np.ndarray) -> LogProbs:
     """A trace's surprise ``(T, 2)``, as :func:`completion_surprise` gives it, step by step."""
-    bounds = [(token_at(item, step.start + 1), token_at(item, step.end) + 1) for step in trace.steps]
+    bounds = [(first_token_of(item, step.start), token_at(item, step.end) + 1) for step in trace.steps]
     sums = np.array([surprise[start:end].sum(axis=0) for start, end in bounds]).reshape(-1, 2)
     means = sums / np.maximum([end - start for start, end in bounds], 1).reshape(-1, 1)
     whole = surprise[item.prompt_tokens :]

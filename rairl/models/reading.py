@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rairl.core.traces import Trace
+from rairl.models.base import MARKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +36,27 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, problem: str) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[str]) -> list[list[int]]:
+    """Token ids of each rendered problem; a control token that a problem spells out is plain text."""
+    control = _control_tokens(tokenizer)
+    return [ids for ids, _ in _tokenised(tokenizer, [_prompt(tokenizer, one, control) for one in problems])]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end what the model writes, as for ``generate`` of transformers; the first one is to be taught.
+
+    They are those of its generation configuration, of which there may be several, and which need not hold the
+    tokenizer's own; where it names none, that is the only one.
+    """
+    config = getattr(model, "generation_config", None)
+    found = None if config is None else config.eos_token_id
+    own = tokenizer.eos_token_id
+    if found is None:
+        return [own]
+    ends = list(dict.fromkeys(found if isinstance(found, list | tuple) else [int(found)]))
+    return [own, *(end for end in ends if end != own)] if own in ends else ends
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A prompt and completion as token ids, with the completion's character offsets.
@@ -40,7 +64,8 @@ class Encoded:
     Attributes:
         ids: token ids of prompt and completion, without end token.
         prompt_tokens: how many of them belong to the prompt.
-        ends: for each completion token, the end of its characters in ``Trace.text``; ascending.
+        ends: for each completion token, the end of its characters in ``Trace.text``; ascending. Where several tokens
+            spell one character, only the last of them ends it, and the others lie at fractions of it.
     """
 
     ids: list[int]
@@ -57,28 +82,164 @@ def encode(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace]) -> list[
     """Tokenise rendered prompt + text as one string; positions come from character offsets, never from counting.
 
     A token belongs to the completion when it ends inside it: one that straddles the border is read with the completion.
+    A ``<think>`` that the chat template has written already is not read again. Control tokens that somebody else's text
+    spells out, in the problem or the solution, are plain text; what a policy wrote is read as it wrote it.
     """
-    rendered = {problem: render_prompt(tokenizer, problem) for problem in {trace.problem for trace in traces}}
-    prompts = [rendered[trace.problem] for trace in traces]
-    batch = tokenizer(
-        [prompt + trace.text for prompt, trace in zip(prompts, traces, strict=True)],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-    )
+    control = _control_tokens(tokenizer)
+    foreign = control - set(MARKS)  # a solution has think and answer blocks of its own
+    prompts = {problem: _prompt(tokenizer, problem, control) for problem in {trace.problem for trace in traces}}
+    lengths = {problem: sum(len(part) for part, _ in pieces) for problem, pieces in prompts.items()}
+    texts, cuts = [], []
+    for trace in traces:
+        prompt = prompts[trace.problem]
+        cuts.append(_written_already(prompt[-1][0], trace.text))
+        text = trace.text[cuts[-1] :]
+        texts.append([*prompt, *([(text, False)] if trace.by_policy else _split(text, foreign))])
     rows = []
-    for prompt, ids, offsets in zip(prompts, batch["input_ids"], batch["offset_mapping"], strict=True):
-        ends = np.array([end for _, end in offsets], dtype=int) - len(prompt)
+    for trace, cut, (ids, ends) in zip(traces, cuts, _tokenised(tokenizer, texts), strict=True):
+        ends = ends - lengths[trace.problem]
         count = int(np.searchsorted(ends, 0, side="right"))
-        rows.append(Encoded(ids, count, ends[count:]))
+        rows.append(Encoded(ids, count, ends[count:] + cut))
     return rows
 
 
-def token_at(encoded: Encoded, character: int) -> int:
-    """Index (in the whole sequence) of the token that holds completion character ``character - 1``, i.e. a span's end.
+def token_at(encoded: Encoded, character: float) -> int:
+    """Index (in the whole sequence) of the token that ends completion character ``character - 1``, i.e. a span's end.
 
     Works whatever the tokenizer: the first completion token whose characters reach ``character``.
     """
     return encoded.prompt_tokens + int(np.searchsorted(encoded.ends, character))
+
+
+def first_token_of(encoded: Encoded, character: int) -> int:
+    """Index (in the whole sequence) of the first token of completion character ``character``, i.e. a span's start."""
+    return encoded.prompt_tokens + int(np.searchsorted(encoded.ends, character, side="right"))
+
+
+def told_apart(ends: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Ends of tokens as positions of their own: the j-th of m tokens with one end lies j / m into the last character.
+
+    Args:
+        ends: ascending, in characters: ``(tokens,)``.
+    """
+    ends = np.asarray(ends, dtype=float)
+    if len(ends) < 2 or (np.diff(ends) > 0).all():
+        return ends
+    _, first, inverse, counts = np.unique(ends, return_index=True, return_inverse=True, return_counts=True)
+    return ends - 1 + (np.arange(len(ends)) - first[inverse] + 1) / counts[inverse]
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+_Pieces = list[tuple[str, bool]]
+"""A text in pieces; of each, whether it is a control token's name and yet plain text."""
+_OPEN, _CLOSE = "\ue000", "\ue001"
+"""Characters of private use, which mark such a piece on its way through the chat template."""
+_THINK = re.compile(r"\s*<think>")
+_THINK_PREFILLED = re.compile(r"<think>(\s*)\Z")
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """What steers the model: the special tokens, and the added ones that its chat template writes."""
+    template = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(
+        token.content for token in added if token.content.strip() and (token.special or token.content in template)
+    )
+
+
+def _split(text: str, control: Collection[str]) -> _Pieces:
+    """A text in pieces, cut around the control tokens that it spells out."""
+    if not any(token in text for token in control):
+        return [(text, False)]
+    names = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
+    parts = re.split(f"({names})", text)
+    return [(part, at % 2 == 1) for at, part in enumerate(parts) if part]
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, problem: str, control: Collection[str]) -> _Pieces:
+    """The rendered problem; the template may leave out or move parts of it, so what is plain text is marked in it."""
+    pieces = _split(problem, control)
+    if not any(plain for _, plain in pieces):
+        return [(render_prompt(tokenizer, problem), False)]
+    clean = [(part.replace(_OPEN, "").replace(_CLOSE, ""), plain) for part, plain in pieces]
+    marked = "".join(f"{_OPEN}{part}{_CLOSE}" if plain else part for part, plain in clean)
+    parts = re.split(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}", render_prompt(tokenizer, marked))
+    # A template that cuts its messages may leave half a pair of marks.
+    return [(re.sub(f"[{_OPEN}{_CLOSE}]", "", part), at % 2 == 1) for at, part in enumerate(parts) if part]
+
+
+def _written_already(prompt: str, text: str) -> int:
+    """Characters at the beginning of a text that its prompt ends with: ``<think>``, where a chat template writes it."""
+    prefilled, begun = _THINK_PREFILLED.search(prompt), _THINK.match(text)
+    if prefilled is None or begun is None:
+        return 0
+    cut = begun.end()
+    for sign in prefilled[1]:
+        cut += text[cut : cut + 1] == sign
+    return cut if text[cut:].strip() else 0
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, texts: Sequence[_Pieces]) -> list[tuple[list[int], np.ndarray]]:
+    """Token ids of each text, and where in it each token ends; see :class:`Encoded`."""
+    whole = [at for at, pieces in enumerate(texts) if not any(plain for _, plain in pieces)]
+    found: list[tuple[list[int], np.ndarray]] = [([], np.empty(0))] * len(texts)
+    joined = ["".join(part for part, _ in texts[at]) for at in whole]
+    for at, row in zip(whole, _offsets(tokenizer, joined), strict=True):
+        found[at] = row[0], _ends(row[1])
+    for at in sorted(set(range(len(texts))) - set(whole)):
+        found[at] = _piece_by_piece(tokenizer, texts[at])
+    return found
+
+
+def _offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], **options: bool
+) -> list[tuple[list[int], np.ndarray]]:
+    """Token ids of each text, and the characters ``(tokens, 2)`` that each token is of."""
+    if not texts:
+        return []
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, **options)
+    places = [np.array(row, dtype=int).reshape(-1, 2) for row in batch["offset_mapping"]]
+    return list(zip(batch["input_ids"], places, strict=True))
+
+
+def _piece_by_piece(tokenizer: PreTrainedTokenizerBase, pieces: _Pieces) -> tuple[list[int], np.ndarray]:
+    """As :func:`_tokenised`, of a text with pieces that are plain text in spite of their names."""
+    ids: list[int] = []
+    places, start = [], 0
+
+    def add(part: str, *, plain: bool = False) -> None:
+        nonlocal start
+        [(row, offsets)] = _offsets(tokenizer, [part], split_special_tokens=plain)
+        if plain and len(part) > 1 and tokenizer.convert_tokens_to_ids(part) in row:
+            add(part[:1])  # an added token that is no special one: cut in two it can't be found
+            add(part[1:])
+            return
+        ids.extend(row)
+        places.append(offsets + start)
+        start += len(part)
+
+    for plain, group in groupby(pieces, key=lambda piece: piece[1]):
+        parts = [part for part, _ in group]
+        for part in parts if plain else ["".join(parts)]:
+            add(part, plain=plain)
+    return ids, _ends(np.concatenate(places))
+
+
+def _ends(places: np.ndarray) -> np.ndarray:
+    """Where tokens end, ``(tokens,)``, of which the characters ``(tokens, 2)`` may overlap: each stands for some bytes.
+
+    A character is at its end with the last token that holds some of it.
+    """
+    starts, ends = places[:, 0], places[:, 1]
+    complete = np.minimum(ends, np.append(starts[1:], ends[-1:]))
+    partial = complete < ends
+    if not partial.any():
+        return ends
+    found, begun = complete.astype(float), complete[partial]
+    _, first, inverse, counts = np.unique(begun, return_index=True, return_inverse=True, return_counts=True)
+    found[partial] = begun + (np.arange(len(begun)) - first[inverse] + 1) / (counts[inverse] + 1)
+    return found
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:

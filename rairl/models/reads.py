@@ -49,7 +49,7 @@ class TokenReads(NamedTuple):
 
     Attributes:
         tokens: indices in its completion, from 0.
-        ends: where these tokens end in its text, in characters.
+        ends: where these tokens end in its text, in characters, see :class:`rairl.models.reading.Encoded`.
         logits: float64.
     """
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rairl.core.errors import RairlError
+from rairl.core.jsonl import parse_object, read_lines
 from rairl.core.params import load_params, parse_params
 from rairl.core.traces import Trace, read_traces, write_traces
+from rairl.core.yaml_files import dump_yaml, read_yaml
 from rairl.datasets import question_key
 from rairl.datasets.files import expert
 from rairl.text.answers import extract_answer
@@ -105,24 +105,15 @@ def check(path: Path, base: Path | None = None) -> Findings:
 
 def _rows(path: Path) -> list[dict[str, object]]:
     """The objects of the file, malformed lines left out (``read_traces`` names those)."""
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        read_traces(path)  # says it better
-        raise
-    if text.lstrip().startswith("["):
+    lines = [line for _, line in read_lines(path)]
+    if lines and lines[0].lstrip().startswith("["):
         raise RairlError(
             f"{path} is one JSON array; one object per line is needed: jq -c '.[]' {path} > {path.stem}-lines.jsonl"
         )
-    lines = [line for line in text.split("\n") if line.strip()]
+    rows = []
     for line in lines:
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+        with suppress(RairlError):
+            rows.append(parse_object(line))
     if not rows:
         raise RairlError(
             f"{path} holds no JSON object ({len(lines)} lines); one per line is needed, see docs/own-demonstrations.md"
@@ -296,7 +287,7 @@ def complete(below: Path, needed: dict[str, dict[str, Any]]) -> str:
         RairlError: for a file ``below`` that is no parameter file, or goes with no data of your own.
     """
     load_params(below)
-    values = yaml.safe_load(below.read_text(encoding="utf-8"))
+    values = read_yaml(below)
     values |= {"dataset": needed["dataset"], "policy": values.get("policy", {}) | needed["policy"]}
     parse_params(values, source=f"{below} with your data")
-    return yaml.safe_dump(values, sort_keys=False)
+    return dump_yaml(values, sort_keys=False)

@@ -10,9 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rairl.core.errors import RairlError
+from rairl.core.yaml_files import parse_yaml, read_yaml
 
 FOLDER = Path(__file__).parents[1] / "presets"
 AXES = ("method", "model", "reward", "dataset")
@@ -43,7 +42,7 @@ def compose(words: Sequence[str]) -> dict[str, Any]:
         if key in AXES:
             chosen[key] = value
         else:
-            changes.append((key.split("."), _value(value)))
+            changes.append((key.split("."), parse_yaml(value, repr(word))))
     values: dict[str, Any] = {}
     for axis in AXES:
         if axis in chosen:
@@ -58,19 +57,10 @@ def compose(words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _value(text: str) -> Any:
-    """What YAML makes of it, and 1e-5 as a number, which YAML wants as 1.0e-5."""
-    value = yaml.safe_load(text)
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def _read(axis: str, name: str) -> dict[str, Any]:
     if name not in names(axis):
         raise unknown(f"{axis}={name}", name, names(axis))
-    values = yaml.safe_load((FOLDER / axis / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = read_yaml(FOLDER / axis / f"{name}.yaml")
     below = values.pop("extends", None)
     return values if below is None else merged(_read(axis, below), values)
 

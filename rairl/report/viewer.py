@@ -32,7 +32,7 @@ def viewer_rows(traces: Sequence[Trace], saved: Saved, *, per_kind: int = 12) ->
         "right": [],
         "wrong": [],
     }
-    score = dict(zip((trace.id for trace in traces), saved.scores(traces), strict=True))
+    score = dict(zip((trace.id for trace in traces), saved.rivals(traces), strict=True))
     for members in by_question(traces).values():
         ranked = sorted((traces[row] for row in members), key=lambda trace: -score[trace.id])
         seen = set()
@@ -48,7 +48,7 @@ def viewer_rows(traces: Sequence[Trace], saved: Saved, *, per_kind: int = 12) ->
 def every_row(traces: Sequence[Trace], saved: Saved) -> list[dict[str, Any]]:
     """All traces for the viewer, in their order; kinds as in :func:`viewer_rows`, and ``lower`` (right, not scored
     highest) and ``open`` (neither judged nor labelled as wrong)."""
-    score = dict(zip((trace.id for trace in traces), saved.scores(traces), strict=True))
+    score = dict(zip((trace.id for trace in traces), saved.rivals(traces), strict=True))
     rows: dict[str, dict[str, Any]] = {}
     for members in by_question(traces).values():
         ranked = sorted((traces[row] for row in members), key=lambda trace: -score[trace.id])

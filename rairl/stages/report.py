@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from rairl.core.errors import RairlError
 from rairl.core.params import Params
 from rairl.core.stats import Estimate, from_json, to_json
+from rairl.core.yaml_files import dump_yaml
 from rairl.evaluate.candidates import candidates_path, read_candidates, reference_policy
 from rairl.evaluate.scores import read_scores
 from rairl.report import plots as draw
@@ -88,7 +87,7 @@ def report(
             "viewer": viewer,
             "viewer_note": _labelled_note(localise_scores),
             "card": _card(data / "card.json"),
-            "params": yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False),
+            "params": dump_yaml(params.model_dump(mode="json"), sort_keys=False),
         }
     )
     (report / "report.html").write_text(page, encoding="utf-8")
@@ -267,7 +266,7 @@ def _card(path: Path) -> dict[str, Any]:
         ],
         "columns": columns,
         "rows": {name: [_plain(row.get(column, "")) for column in columns] for name, row in splits.items()},
-        "rest": yaml.safe_dump(rest, sort_keys=False, allow_unicode=True, width=100) if rest else "",
+        "rest": dump_yaml(rest, sort_keys=False, allow_unicode=True, width=100) if rest else "",
     }
 
 

@@ -80,7 +80,7 @@ def rerank(
         saved = scores / f"{policy}.{split}.json"
         write_scores(saved, traces, model.step_logits(traces, progress=True), model.calibration)
         read = read_scores(saved)
-        table = {"reward": read.scores(traces)}
+        table = {"reward": read.rivals(traces)}
         table |= baseline_scores(traces, path, read_likelihoods(candidates, policy, split, traces), model_accuracy)
         groups = questions(traces)
         weights = {"reward_vote": vote_weights(table["reward"], groups, vote_temperature(model.calibration))}

@@ -97,8 +97,10 @@ def fine_tune(
     """
     from rairl.learn.language_model import Fit, adamw, examples, fit, mean_loss, shuffled_batches
     from rairl.learn.sharding import language_learner
+    from rairl.models.reading import end_tokens
 
-    train, held_out = examples(tokenizer, demos), examples(tokenizer, dev)
+    end = end_tokens(network, tokenizer)[0]
+    train, held_out = examples(tokenizer, demos, end=end), examples(tokenizer, dev, end=end)
     warmup = max(1, len(train) // params.batch_size)  # one epoch: a fresh Adam takes full-size steps
     plan = Fit(
         learner=language_learner(network, adamw),

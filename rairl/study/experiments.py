@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from rairl.core.errors import RairlError
-from rairl.core.params import parse_params, parse_yaml
+from rairl.core.params import parse_params
 from rairl.core.processes import cores
+from rairl.core.yaml_files import parse_yaml, read_yaml
 from rairl.stages.runner import input_files
 from rairl.study.plan import Run, Study
 from rairl.study.tables import STAGES
@@ -208,7 +207,7 @@ def _digest(commit: str) -> str | None:
 
 def _code() -> list[str]:
     """dvc.yaml and the code that its stages depend on."""
-    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    stages = read_yaml("dvc.yaml")["stages"].values()
     return ["dvc.yaml", *sorted({dep for stage in stages for dep in stage.get("deps", []) if dep.startswith("rairl/")})]
 
 

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from rairl.core.errors import RairlError
-from rairl.core.params import Params, load_params, parse_params, parse_yaml
+from rairl.core.params import Params, load_params, parse_params
 from rairl.core.section import NonNegativeInt, Section
+from rairl.core.yaml_files import read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -83,11 +84,11 @@ def read_study(path: Path, params: Path = Path("params.yaml")) -> Study:
         RairlError: naming the file, and the key or the variant that is wrong.
     """
     load_params(params)  # whatever is wrong with it is told under its own name
-    values = parse_yaml(params.read_text(encoding="utf-8"), source=str(params))
+    values = read_yaml(params)
     if not path.exists():
         raise RairlError(f"{path} does not exist; studies/ has examples")
     try:
-        file = StudyFile.model_validate(parse_yaml(path.read_text(encoding="utf-8"), source=str(path)))
+        file = StudyFile.model_validate(read_yaml(path))
     except ValidationError as error:
         first = error.errors()[0]
         raise RairlError(f"{path}: {'.'.join(map(str, first['loc'])) or 'study'}: {first['msg']}") from error

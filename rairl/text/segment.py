@@ -1,7 +1,7 @@
 """Steps of a text, as character spans, for each way that data sets mark them.
 
 Every function returns ascending spans without surrounding white space; nothing but white space and markup lies between
-them, so the text can be put together again from the gaps and the steps (:func:`pieces`).
+them (:mod:`rairl.core.blanks`), so the text can be put together again from the gaps and the steps (:func:`pieces`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+from rairl.core.blanks import body, is_markup
 from rairl.core.errors import RairlError
 from rairl.core.traces import Step, Trace, locate_steps
 
@@ -18,16 +19,59 @@ How = Literal["lines", "sentences", "numbered", "tags"]
 
 NUMBERED = re.compile(r"[ \t]*(?:\*\*|#+[ \t]*)?Step[ \t]*(?P<number>\d+)\b", re.IGNORECASE)
 """The head of a numbered step: ``Step 3:``, ``**Step 3.``, ``## Step 3``."""
+_LINE = re.compile(r"[^\n\r\u2028\u2029]+")
 _OUTCOME = re.compile(r"[ \t]*Solution\b", re.IGNORECASE)
-_END = re.compile(r"[.!?]+[\"')\]”’]*(?=\s)")
-_ABBREVIATIONS = frozenset(
+_END = re.compile(r"[.!?]+[\"')\]”’»*_$]*(?=\s)|[。｡！？।॥۔؟]+[\"')\]”’»」』】）》*_]*")
+"""Where a sentence may end: Chinese, Hindi and Urdu put no space behind their marks."""
+_CLOSING, _OPENING = "\"')]”’»*_$", "\"'([“‘«*_$"
+_NEVER = frozenset(
     (
-        "mr mrs ms dr prof st jr sr vs etc e.g i.e eg ie cf al approx fig no vol dept est "
-        "min max hr hrs ft in oz lb lbs a.m p.m"
+        "mr mrs ms dr prof st jr sr messrs vs cf viz e.g i.e eg ie approx fig figs eq eqs dept est "
+        "z.b d.h u.a o.ä bzw vgl ggf evtl bspw sog inkl zzgl nr"
     ).split()
 )
-_NEED_CAPITAL = frozenset("etc no in min max hr hrs ft oz lb lbs a.m p.m".split())
-"""Abbreviations that may also end a sentence (or are words): a capital after them starts a new one."""
+"""Abbreviations that never end a sentence."""
+_BEFORE_CAPITAL = frozenset(
+    "etc no in min max hr hrs yr yrs wk wks ft oz lb lbs pts tsp tbsp neg pos a.m p.m usw insg gem".split()
+)
+"""Abbreviations that end one where a capital follows (or are words themselves)."""
+_BEFORE_NUMBER = frozenset("art arts app ex exh ch pt para paras p pp s n c id".split())
+"""Words and letters that are an abbreviation before a number: "p. 5", "Art. IV", "§"."""
+_BEFORE_STARTER = frozenset(
+    (
+        "jan feb mar apr jun jul aug sep sept oct nov dec sec secs cl chap exh subd reg regs tit amend stat supp cir "
+        "ct dist fed civ crim proc evid ibid seq op cit al rev hon gen col sgt capt lt maj gov sen rep eds trans vol "
+        "vols ann assn bros univ inst natl intl inc corp co ltd llc plc temp abs ca rn"
+    ).split()
+)
+"""Abbreviations that names and numbers follow: they end a sentence only where a word that begins one does."""
+_STARTERS = frozenset(
+    (
+        "then so the it this that these those thus therefore hence we he she they you our his her its their but if in "
+        "on at as since because however finally next now after before when while first second let here there for from "
+        "with by to an also again given using consider note what which who how why where each every all both moreover "
+        "furthermore instead otherwise similarly likewise consequently additionally although though thereby "
+        "substituting adding dividing multiplying subtracting solving "
+        "dann also daher somit damit das die der es wir nun jetzt dies diese im aus folglich deshalb danach zuerst"
+    ).split()
+)
+"""Words that a sentence begins with, and a name hardly ever."""
+_NAMED = frozenset(
+    (
+        "to by for of from with and via per like about against under between versus near behind judge justice attorney "
+        "counsel plaintiff defendant author poet president professor director sued met saw called named thanked told "
+        "asked said wrote paid gave"
+    ).split()
+)
+"""Words that the initial of a name follows; behind others a letter is a label: "is B. Glucose", "type B. One"."""
+_LABEL = re.compile(r"(?<![\w.])(?:[B-HJ-Z]|A(?=,| and\b| or\b))(?![\w.'’])")
+"""Another letter that stands for something, as in "A, B, C and D"."""
+_HEAD = re.compile(
+    r"(?:step|case|part|problem|question|example|figure|table|claim|theorem|lemma|section|schritt|fall)\s+[\d.]+",
+    re.IGNORECASE,
+)
+_INITIALS = re.compile(r"(?:[^\W\d_]{1,2}\.)+[^\W\d_]{1,3}")
+_GERMAN_ORDINAL = frozenset("am im der die das dem den des vom zum beim ein einen einem jeder".split())
 
 
 def segment(text: str, how: How) -> tuple[Step, ...]:
@@ -37,7 +81,7 @@ def segment(text: str, how: How) -> tuple[Step, ...]:
 
 def guess(text: str) -> How:
     """How the steps of ``text`` are marked: by tags, else by numbers, else by lines, else one sentence each."""
-    if "<think>" in text or "<answer>" in text:
+    if any(tag in text for tag in ("<think>", "</think>", "<answer>")):
         return "tags"
     if sum(NUMBERED.match(line) is not None for line in text.splitlines()) >= 2:
         return "numbered"
@@ -45,24 +89,34 @@ def guess(text: str) -> How:
 
 
 def lines(text: str, start: int = 0, end: int | None = None) -> tuple[Step, ...]:
-    """One step per line of ``text[start:end]`` that is not blank."""
+    """One step per line of ``text[start:end]`` that shows something: no blank line, and none that only marks a block.
+
+    The fences of code, the delimiters of a formula on a line of their own, rules and the like are no steps; what stands
+    between them is.
+    """
     stop = len(text) if end is None else end
     spans = []
-    for match in re.compile(r"[^\n\r]+").finditer(text, start, stop):
-        spans += _trim(text, match.start(), match.end())
+    for match in _LINE.finditer(text, start, stop):
+        spans += [step for step in _trim(text, *match.span()) if not is_markup(text[step.start : step.end])]
     return tuple(spans)
 
 
 def think_lines(text: str) -> tuple[Step, ...]:
     """One step per line of the think block.
 
-    Works on whatever a policy writes: without ``<think>`` the block starts at the beginning, without ``</think>`` it
-    ends at ``<answer>`` or at the end.
+    Works on whatever a policy writes: without ``<think>`` (a chat template may have written it already) the block
+    starts at the beginning, without ``</think>`` it ends at ``<answer>`` or at the end. Where the block is there and
+    says nothing, the steps are the lines after it.
     """
-    opened = text.find("<think>")
-    start = 0 if opened < 0 else opened + len("<think>")
+    opened, closed = text.find("<think>"), text.find("</think>")
+    start = opened + len("<think>") if opened >= 0 and not 0 <= closed < opened else 0
     ends = [at for tag in ("</think>", "<answer>") if (at := text.find(tag, start)) >= 0]
-    return lines(text, start, min(ends, default=len(text)))
+    found = lines(text, start, min(ends, default=len(text)))
+    if found or closed < 0:
+        return found
+    after = closed + len("</think>")
+    answered = text.find("<answer>", after)
+    return lines(text, after, len(text) if answered < 0 else answered)
 
 
 def sentences(text: str) -> tuple[Step, ...]:
@@ -80,20 +134,62 @@ def sentences(text: str) -> tuple[Step, ...]:
 
 
 def _ends_sentence(before: str, after: str) -> bool:
-    if not before.endswith("."):
+    """Whether a sentence ends between two parts of a line, of which the first ends in a mark."""
+    said = before.rstrip(_CLOSING)
+    if not after or said[-1:] not in (".", "!", "?"):
         return True
-    words = before.split()
-    word = words[-1].lstrip("(\"'[").rstrip(".")
-    capital = after[:1].isupper()
-    if len(words) == 1 and re.fullmatch(r"\d+|[A-Za-z]", word):
-        return False  # a list marker: "1. ", "a. "
-    if word.lower() in _NEED_CAPITAL:
-        return capital
-    if word.lower() in _ABBREVIATIONS:
+    if after[0] in ",;:)]}=<>≤≥≠":
         return False
-    if len(word) == 1 and word.isupper():
-        return len(words) > 1 and words[-2][:1].islower()  # "J. Smith", but "the answer is B. Then"
-    return True
+    following = after.lstrip(_OPENING)
+    small = following[:1].islower()
+    # “Stop!” he said; (why?) because; (Prod. by Ann)
+    if small and (said != before or before.count("(") > before.count(")")):
+        return False
+    if said[-1] != ".":
+        factorial = re.search(r"(?:[\d)]|\b[a-z])!$", said) is not None
+        return not (factorial and (small or after[0] in "+-*/^×·÷%"))
+    if said.endswith(".."):
+        return not small
+    return not _stays(said.split(), following, small)
+
+
+def _stays(words: Sequence[str], following: str, small: bool) -> bool:
+    """Whether the full stop behind the last of a sentence's words so far belongs to that word."""
+    word = words[-1].lstrip(_OPENING).rstrip(".")
+    known, capital = word.lower(), following[:1].isupper()
+    opening = re.match(r"[^\W\d_]+(?![.\w])", following)
+    starter = opening is not None and capital and opening[0].lower() in _STARTERS
+    if len(words) == 1 and re.fullmatch(r"\d+|[^\W\d_]|[ivx]+", word):
+        return True  # a list marker: "1. ", "a. "
+    if _HEAD.fullmatch(" ".join(words).lstrip(_OPENING).rstrip(".")):
+        return True  # "Step 1. Add"
+    if known in _NEVER:
+        return True
+    if known in _BEFORE_CAPITAL:
+        return not capital
+    if known in _BEFORE_NUMBER and re.match(r"[\d§¶(]|(?:[IVXLC]+|at)\b|[A-Z](?=[,;:)])", following):
+        return True
+    if known in _BEFORE_STARTER or _INITIALS.fullmatch(word):
+        return not starter
+    if re.fullmatch(r"[^\W\d_]", word):
+        return _is_initial(words, word, following, starter)
+    if word.isdigit() and len(words) > 1 and words[-2].lower() in _GERMAN_ORDINAL and words[-3:-2] != ["I"]:
+        return capital and not starter  # "am 3. Mai"
+    return small and word[:1].isupper() and word.isalpha()  # no sentence ends "Univ." and goes on in small letters
+
+
+def _is_initial(words: Sequence[str], letter: str, following: str, starter: bool) -> bool:
+    """Whether a single letter with a full stop is a part of a name or an abbreviation."""
+    before = words[-2] if len(words) > 1 else ""
+    if re.match(r"[^\W\d_]\.", following):
+        return True  # the first of several: "J. R. Smith", "z. B."
+    if re.fullmatch(r"\W*[^\W\d_]\.", before):
+        return not starter  # the last of several
+    if letter.islower():
+        return letter == "v" and before[:1].isupper()  # "Smith v. The Queen"
+    # "Harry S. Truman", "to J. Smith", but "the answer is B. Glucose"
+    named = not before[:1].islower() or (before in _NAMED and not _LABEL.search(" ".join(words[:-1])))
+    return following[:1].islower() or (named and not starter)  # "E. coli"
 
 
 def numbered(text: str) -> tuple[Step, ...]:
@@ -122,11 +218,12 @@ def merge_numbered(items: Sequence[str]) -> list[list[int]]:
     return [list(range(start, end)) for start, end in pairwise(starts) if end > start]
 
 
-def solved(key: str, problem: str, solution: str | Sequence[str]) -> Trace:
+def solved(key: str, problem: str, solution: str | Sequence[str], *, source: str = "") -> Trace:
     """A trace of a solution in plain text, whose steps are found, or of one given as a list of its steps.
 
     Args:
         key: the trace's id, which errors name.
+        source: ``policy`` for what a policy wrote: control tokens in it are its own.
 
     Raises:
         RairlError: when the solution is of another type, a step is blank, or the text can't be written as UTF-8.
@@ -146,7 +243,7 @@ def solved(key: str, problem: str, solution: str | Sequence[str]) -> Trace:
         ) from error
     except RairlError as error:
         raise RairlError(f"trace {key!r}: {error}") from error
-    return Trace(id=key, problem=problem, text=text, steps=spans)
+    return Trace(id=key, problem=problem, text=text, steps=spans, source=source)
 
 
 def pieces(text: str, steps: Sequence[Step]) -> list[str]:
@@ -170,6 +267,8 @@ def compose(steps: Sequence[str], answer: str | None) -> tuple[str, tuple[Step, 
     text, spans = "<think>\n", []
     for index, step in enumerate(steps):
         line = " ".join(step.split())
+        shown = body(line, 0, len(line))
+        line = "" if shown is None else line[slice(*shown)]
         if not line or re.search(r"</?(?:think|answer)>", line):
             raise RairlError(
                 f"steps[{index}] is {line[:40]!r}; a step must hold text and none of the think/answer tags"
@@ -185,9 +284,6 @@ def compose(steps: Sequence[str], answer: str | None) -> tuple[str, tuple[Step, 
 
 
 def _trim(text: str, start: int, end: int) -> list[Step]:
-    """The span without the white space at its ends; nothing when it is blank."""
-    body = text[start:end].strip()
-    if not body:
-        return []
-    first = text.index(body, start)
-    return [Step(first, first + len(body))]
+    """The span without white space and invisible characters at its ends; nothing when there is no more to it."""
+    found = body(text, start, end)
+    return [] if found is None else [Step(*found)]

@@ -14,7 +14,7 @@ from rairl.core.traces import Trace
 from rairl.evaluate.best_of_n import best_of_n, majority_of_n, vote_temperature, vote_weights, weighted_vote_of_n
 from rairl.evaluate.candidates import by_question
 from rairl.evaluate.first_error import detection_figures, located_figures, step_auc_figures, trivial_predictions
-from rairl.models.calibration import first_error, suspicion
+from rairl.models.calibration import competing, first_error, suspicion
 from rairl.text.answers import group_answers
 
 if TYPE_CHECKING:
@@ -53,15 +53,17 @@ def score_rows(traces: Sequence[Trace], reward: RewardModel, *, progress: bool =
 def rerank_rows(traces: Sequence[Trace], reward: RewardModel) -> Iterator[dict[str, Any]]:
     """One row per question: the candidates, best first, and the two ways to choose among them.
 
-    Rows: ``{"group", "best": id, "answer", "vote", "ranking": [{"id", "score"}, ...]}``. ``answer`` is that of the best
-    candidate; ``vote`` the one with the largest sum of softmax weights, at the temperature chosen on dev, in the words
-    of its best candidate (None where no candidate has an answer).
+    Rows: ``{"group", "best": id, "answer", "vote", "ranking": [{"id", "score"}, ...]}``; candidates without any step
+    come last, whatever their score. ``answer`` is that of the best candidate; ``vote`` the one with the largest sum of
+    softmax weights, at the temperature chosen on dev, in the words of its best candidate (None where no candidate has
+    an answer).
     """
     score = {row["id"]: row["score"] for row in score_rows(traces, reward)}
     temperature = vote_temperature(reward.calibration)
     for group, members in by_question(traces).items():
-        ranked = sorted((traces[index] for index in members), key=lambda trace: -score[trace.id])
-        weights = vote_weights([score[trace.id] for trace in ranked], [group] * len(ranked), temperature)
+        rated = {trace.id: competing(score[trace.id], trace.steps) for trace in (traces[at] for at in members)}
+        ranked = sorted((traces[at] for at in members), key=lambda trace: (-rated[trace.id], -score[trace.id]))
+        weights = vote_weights([rated[trace.id] for trace in ranked], [group] * len(ranked), temperature)
         votes: dict[str, float] = {}
         words: dict[str, str] = {}
         equal = group_answers([trace.answer for trace in ranked])
@@ -98,7 +100,8 @@ def choice_figures(
         if any(trace.correct is None for trace in members):
             continue
         keys.append(row["group"])
-        right, scores = [bool(trace.correct) for trace in members], [item["score"] for item in row["ranking"]]
+        right = [bool(trace.correct) for trace in members]
+        scores = [competing(item["score"], of[item["id"]].steps) for item in row["ranking"]]
         answers = group_answers([trace.answer for trace in members])
         weights = vote_weights(scores, [row["group"]] * len(members), temperature)
         n = len(members)

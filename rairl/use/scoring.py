@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rairl.core.errors import RairlError
 from rairl.core.traces import Step, Trace, locate_steps
+from rairl.models.calibration import competing
 from rairl.text.segment import compose, guess, segment
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Verdict(BaseModel):
         score: of the whole trace, by the aggregator that was chosen on dev.
         first_error: 0-based index of the first wrong step, -1 for none. A model without a calibrated threshold always
             names the most suspect step.
-        rank: by ``score``, among the solutions of the same problem in the request; 1 is the best.
+        rank: by ``score``, among the solutions of the same problem in the request; 1 is the best. Those without any
+            step come after all others.
     """
 
     step_scores: list[float]
@@ -108,15 +110,16 @@ def to_traces(solutions: Sequence[Solution]) -> list[Trace]:
 def judge(model: RewardModel, traces: Sequence[Trace]) -> list[Verdict]:
     """Score traces and point at their first wrong steps, with the calibration that the model carries."""
     results = model.score_traces(traces)
+    places = [(competing(result.score, result.steps), result.score) for result in results]
     verdicts = []
-    for trace, result in zip(traces, results, strict=True):
-        rivals = [other.score for other, one in zip(results, traces, strict=True) if one.problem == trace.problem]
+    for trace, result, place in zip(traces, results, places, strict=True):
+        rivals = [other for other, one in zip(places, traces, strict=True) if one.problem == trace.problem]
         verdicts.append(
             Verdict(
                 step_scores=[step.score for step in result.steps],
                 score=result.score,
                 first_error=-1 if result.first_error is None else result.first_error,
-                rank=1 + sum(other > result.score for other in rivals),
+                rank=1 + sum(other > place for other in rivals),
             )
         )
     return verdicts
