@@ -16,10 +16,10 @@ from rairl.core.params import Params
 from rairl.core.traces import Trace
 from rairl.datasets import labelled
 from rairl.datasets.logged import plain
-from rairl.evaluate.best_of_n import AGGREGATORS, NOTHING, best_of_n
+from rairl.evaluate.best_of_n import best_of_n
 from rairl.evaluate.calibrate import selection
 from rairl.evaluate.scores import read_scores, write_scores
-from rairl.models.calibration import Calibration
+from rairl.models.calibration import AGGREGATORS, NOTHING, Calibration, TraceScore
 from rairl.models.reads import Scores
 from rairl.models.reward import RewardModel, new_reward
 from rairl.use.apply import rerank_rows, score_pieces, score_rows
@@ -169,8 +169,12 @@ class Bad:
 
     calibration = Calibration()
 
-    def score(self, traces: Any, **_: Any) -> list[Scores]:
+    def step_logits(self, traces: Any) -> list[Scores]:
         return [Scores(np.full(len(trace.steps), -5.0), -5.0 if trace.steps else 3.0) for trace in traces]
+
+    def score_traces(self, traces: Any, **_: Any) -> list[TraceScore]:
+        pairs = zip(traces, self.step_logits(traces), strict=True)
+        return [self.calibration.apply(trace, read) for trace, read in pairs]
 
 
 @pytest.mark.parametrize("how", AGGREGATORS)
@@ -184,7 +188,7 @@ def test_nothing_is_ranked_below_everything_with_steps(tmp_path: Path, empty: st
     [row] = rerank_rows(traces, reward)
     assert [item["id"] for item in row["ranking"]][-1] == "1" and row["best"] != "1"
     assert [verdict.rank for verdict in judge(reward, traces)][1] == 4
-    write_scores(tmp_path / "s.json", traces, reward.score(traces), reward.calibration)
+    write_scores(tmp_path / "s.json", traces, reward.step_logits(traces), reward.calibration)
     saved = read_scores(tmp_path / "s.json")
     for scores in (saved.rivals(traces), saved.scores_by(traces, how)):
         assert best_of_n(scores, [at == 1 for at in range(4)], 4) == 0

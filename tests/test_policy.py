@@ -97,7 +97,7 @@ def test_a_step_is_read_where_all_bytes_of_its_last_character_are(prompt: str, t
         assert TOKENIZER.decode(item.ids[first : last + 1]).strip() == text[step.start : step.end]
         assert TOKENIZER.decode(item.ids[item.prompt_tokens : last + 1]) == text[: step.end]
     last = len(item.ids) - 1
-    assert read_tokens(item, trace, "step", 1) == [token_at(item, trace.steps[0].end), last]
+    assert read_tokens(item, trace, "step") == [token_at(item, trace.steps[0].end), last]
 
 
 def test_bytes_of_two_characters_in_one_token() -> None:
